@@ -1,4 +1,4 @@
-"""Generation of candidates into a parquet file."""
+"""Generation of candidates, which are written to a parquet file."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class GenerateReport:
     Attributes:
         path: The parquet file.
         written: Number of candidates in the file.
-        read: Number of prototypes.
+        read: Number of prototypes read.
         usable: Number of prototypes with likely substitutions.
         substitutions: Number of distinct substitutions; further candidates are strained and rattled copies.
-        setup_seconds: Time until the first candidate: prototypes, oxidation states and probabilities.
+        setup_seconds: Time before the first candidate, for prototypes, oxidation states and probabilities.
         seconds: Time from the first candidate to the end.
     """
 
@@ -86,7 +86,7 @@ def generate(
         count: Number of candidates; see `substitute`.
         seed: Random seed, not negative; the same prototypes, seed and settings give the same candidates.
         elements: Symbols of the elements that candidates may contain; None allows all.
-        max_atoms: Maximum number of atoms in a cell.
+        max_atoms: Maximum number of atoms in a cell; None sets no limit.
         min_probability: Minimum probability of a substitution.
         overwrite: Replace an existing file.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
@@ -135,7 +135,7 @@ def write_candidates(
         path: File to write.
         overwrite: Replace an existing file.
         rows_per_group: Number of candidates per row group.
-        progress: Advanced after each row group.
+        progress: Progress report, which is advanced after each row group.
 
     Returns:
         The number of candidates written.

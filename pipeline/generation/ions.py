@@ -38,7 +38,7 @@ class IonTable:
 
 @lru_cache(maxsize=1)
 def ion_table() -> IonTable:
-    """Load the 230 ions of Hautier et al., with the matrix of conditional probabilities.
+    """Load the 230 ions of Hautier et al. (Inorg. Chem. 50, 656 (2011)), with the matrix of conditional probabilities.
 
     p(new | old) = exp(lambda[old, new]) / sum_j exp(lambda[old, j]), with the weights lambda shipped with pymatgen,
     which sets lambda to -5 for pairs that were never observed.
@@ -64,7 +64,7 @@ def ion_table() -> IonTable:
 
 
 def _radius(ion: Any) -> float:
-    """Ionic radius in angstrom (Shannon, Acta Cryst. A 32, 751 (1976), from pymatgen).
+    """Return the ionic radius in angstrom (Shannon, Acta Cryst. A 32, 751 (1976), from pymatgen).
 
     An ion without a tabulated radius gets the radius of the element's ion with the nearest charge of the same sign. H+
     and Kr2+ have no such ion and get the covalent radius (Cordero et al., Dalton Trans. 2008, 2832, from ASE).
@@ -85,10 +85,11 @@ def guess_ions(formula: tuple[tuple[int, int], ...]) -> tuple[int, ...] | None:
     """Guess the most likely ions of a formula, one per element.
 
     Args:
-        formula: Atomic number and amount of each element, reduced.
+        formula: Atomic number and amount of each element in the reduced formula.
 
     Returns:
-        Indices into the ion table; None if there is no guess, or if an oxidation state is mixed or unknown.
+        Indices into the ion table; None if there is no guess, if guessing would take too long, or if an oxidation state
+        is mixed or unknown.
     """
     from pymatgen.core import Composition, Element  # noqa: PLC0415 - slow to import
 
@@ -119,7 +120,7 @@ def guess_ions(formula: tuple[tuple[int, int], ...]) -> tuple[int, ...] | None:
 
 
 def _worth_guessing(states: list[list[int]], amounts: list[int]) -> bool:
-    """Whether the charges of a formula can add up to zero, and pymatgen can test them in reasonable time."""
+    """Whether the charges of a formula can add up to zero, and pymatgen can test them in a reasonable time."""
     if len(states) < 2 or not all(states):
         return False
     low = sum(amount * min(s) for s, amount in zip(states, amounts, strict=True))

@@ -66,7 +66,7 @@ class _Host:
     Attributes:
         name: Name of the prototype.
         structure: Structure of the prototype.
-        ions: Index into the ion table for each element, by atomic number.
+        ions: Index into the ion table for each element, in the order of atomic numbers.
         amounts: Amount of each ion in the reduced formula.
         site: int64[n_atoms], index into `ions` of each site.
     """
@@ -80,7 +80,7 @@ class _Host:
 
 @dataclass(frozen=True, slots=True)
 class SubstitutionPlan:
-    """All likely substitutions, in the order of drawing.
+    """All likely substitutions, in the order in which they were drawn.
 
     Attributes:
         read: Number of prototypes read.
@@ -145,7 +145,7 @@ def substitute(
         count: Number of candidates.
         seed: Random seed, not negative.
         elements: Symbols of the elements that a candidate may contain; None allows all.
-        max_atoms: Maximum number of atoms in a cell.
+        max_atoms: Maximum number of atoms in a cell; None sets no limit.
         min_probability: Smallest `Candidate.probability`; less likely substitutions are skipped.
         max_strain: Largest strain of copies: lattice vectors are scaled by 1 + e, with e uniform in [-max_strain,
             max_strain].
@@ -157,7 +157,7 @@ def substitute(
     Raises:
         SourceError: No prototype can be assigned oxidation states, or none has a likely substitution. While iterating:
             no distinct candidates are left, because copies are neither strained nor rattled.
-        ConfigError: A setting is out of range, or an element is unknown.
+        ConfigError: A setting is out of range, or `elements` is empty or contains an unknown element.
     """
     if not (0 <= max_strain <= 0.5 and rattle >= 0):
         raise ConfigError(
@@ -169,7 +169,7 @@ def substitute(
 
 
 def _host(name: str, structure: Structure) -> _Host | None:
-    """Assign oxidation states to a prototype; None if that is not possible."""
+    """Assign oxidation states to a prototype; return None if that is not possible."""
     if not structure.pbc.all():
         return None
     numbers, site, amounts = np.unique(structure.atomic_number, return_inverse=True, return_counts=True)
@@ -190,7 +190,7 @@ def plan_substitutions(
 
     Raises:
         SourceError: No prototype can be assigned oxidation states, or none has a likely substitution.
-        ConfigError: A setting is out of range, or an element is unknown.
+        ConfigError: A setting is out of range, or `elements` is empty or contains an unknown element.
     """
     if count < 0 or seed < 0:
         raise ConfigError(f"count is {count} and seed is {seed}; neither can be negative")
@@ -222,7 +222,7 @@ def plan_substitutions(
 
 
 def _allowed_ions(elements: Collection[str] | None) -> NDArray[np.bool_]:
-    """Whether each ion is one of the given elements: bool[n_ions]."""
+    """Return whether each ion belongs to one of the given elements: bool[n_ions]."""
     table = ion_table()
     if elements is None:
         return np.ones(len(table.name), dtype=bool)
@@ -239,8 +239,8 @@ def _likely(
 ) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
     """Find the substitutions of one formula that are likely and neutral, excluding the formula itself.
 
-    Ions are added one at a time. Combinations that can no longer become likely are discarded at once and, because the
-    probabilities of an ion sum to 1, never more than 1 / min_probability are left.
+    Ions are added one at a time, and combinations that can no longer become likely are discarded at once. Because the
+    probabilities of an ion sum to 1, never more than 1 / min_probability combinations are left.
 
     Returns:
         Indices into the ion table, int16[n, n_ions], and probabilities, float64[n].
@@ -266,7 +266,7 @@ def _likely(
 def _joined(
     hosts: list[_Host], lists: list[tuple[NDArray[np.int16], NDArray[np.float64]]]
 ) -> tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.float64], NDArray[np.float64]]:
-    """Host, padded ions, probability and scale of all substitutions; see `SubstitutionPlan`."""
+    """Return host, padded ions, probability and scale of all substitutions; see `SubstitutionPlan`."""
     radius = ion_table().radius
     lengths = [len(probability) for _, probability in lists]
     widest = max(len(host.ions) for host in hosts)

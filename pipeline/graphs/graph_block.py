@@ -56,6 +56,10 @@ class GraphBlock:
     def from_structures(cls, structures: Sequence[Structure], cutoff: float) -> GraphBlock:
         """Build the graphs of structures in memory, without a store.
 
+        Args:
+            structures: The structures.
+            cutoff: Cutoff in angstrom.
+
         Raises:
             InvalidStructureError: As for `neighbor_list`.
         """
@@ -113,10 +117,10 @@ class GraphBlock:
         return np.where(self.pbc.all(axis=1), np.abs(np.linalg.det(self.cell)), 1.0)
 
     def displacements(self) -> NDArray[np.float64]:
-        """Displacements r_neighbor - r_receiver: float64[n_edges, 3], angstrom.
+        """Return the displacements r_neighbor - r_receiver: float64[n_edges, 3], angstrom.
 
-        The displacement of an edge is exactly the negative of that of the opposite edge. A matrix product would not
-        ensure this: its rounding may depend on the number of edges.
+        The displacements of two opposite edges are exactly each other's negatives. A matrix product would not ensure
+        this: its rounding may depend on the number of edges.
         """
         frac = self.frac_coord[self.sender] - self.frac_coord[self.receiver] + self.image
         cell = np.repeat(self.cell, self.n_edges, axis=0)
@@ -152,7 +156,7 @@ class GraphBlock:
         )
 
     def between(self, start: int, stop: int) -> GraphBlock:
-        """Return the structures from `start` up to `stop`, of which there is at least one; the arrays are views."""
+        """Return the structures from `start` up to `stop` (exclusive), at least one; the arrays are views."""
         last = stop - 1
         atoms = slice(self.atom_start[start], self.atom_start[last] + self.n_atoms[last])
         edges = slice(self.edge_start[start], self.edge_start[last] + self.n_edges[last])
@@ -172,7 +176,7 @@ class GraphBlock:
 
     @staticmethod
     def concatenate(blocks: Sequence[GraphBlock]) -> GraphBlock:
-        """Concatenate blocks, of which there is at least one; all must have the same labels."""
+        """Concatenate one or more blocks, which must all have the same labels."""
         joined: dict[str, Any] = {}
         for item in fields(GraphBlock):
             parts = [getattr(block, item.name) for block in blocks]

@@ -13,7 +13,7 @@ from ..structures.structure import Structure
 
 MAX_NEIGHBORS = 65_535  # counts are uint16
 MAX_IMAGE = 32_767  # images are int16
-# Atoms are never closer than this: the bond length of a hydrogen molecule is 0.74 angstrom.
+# Atoms are never closer than this (angstrom): the bond length of a hydrogen molecule is 0.74 angstrom.
 MIN_DISTANCE = 0.1
 # Cells with more images than this within the cutoff are nearly flat; searching them would take minutes.
 MAX_IMAGES = 1_000_000
@@ -29,8 +29,8 @@ _MAX_BINS = 64  # along each axis
 class NeighborList:
     """The full neighbour list of one structure, sorted by (receiver, image, neighbour).
 
-    The displacement of an edge is ``(frac_coord[neighbor] - frac_coord[receiver] + image) @ cell``. Computed in this
-    order, it is exactly the negative of the displacement of the opposite edge, which is also in the list.
+    The displacement along an edge is ``(frac_coord[neighbor] - frac_coord[receiver] + image) @ cell``. Computed in this
+    order, it is exactly the negative of the displacement along the opposite edge, which is also in the list.
 
     Example:
         >>> from ase.build import bulk
@@ -55,8 +55,8 @@ def neighbor_list(
 ) -> NeighborList:
     """Find all pairs closer than `cutoff`.
 
-    The displacement along an edge is exactly the negative of that along the opposite edge, so the list is symmetric
-    even for pairs whose distance equals the cutoff to the last bit.
+    The displacements along two opposite edges are exactly each other's negatives, so the list is symmetric even for
+    pairs whose distance equals the cutoff to the last bit.
 
     Example:
         >>> from ase.build import bulk
@@ -71,8 +71,8 @@ def neighbor_list(
         max_edges: Number of edges above which an error is raised.
 
     Raises:
-        InvalidStructureError: Two atoms overlap, or the number of edges, of neighbours of an atom or of lattice images
-            is too large.
+        InvalidStructureError: Two atoms overlap; there are too many edges, neighbours of an atom, or lattice images; or
+            the index of an image is too large.
     """
     count, neighbor, image, outcome, i, j = _search(
         structure.frac_coord, structure.cell, structure.pbc, float(cutoff), float(min_distance), int(max_edges)
@@ -180,7 +180,7 @@ def _search(  # noqa: C901, PLR0912, PLR0915 - one loop nest
 
 @compiled
 def _heights(cell: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distances between the lattice planes: float64[3], angstrom."""
+    """Return the distances between the lattice planes: float64[3], angstrom."""
     heights = np.empty(3)
     for axis in range(3):
         u, v = cell[(axis + 1) % 3], cell[(axis + 2) % 3]
@@ -216,7 +216,7 @@ def _moved(
 def _distance_square(
     frac: NDArray[np.float64], cell: NDArray[np.float64], i: int, j: int, shift: NDArray[np.int64]
 ) -> float:
-    """Squared length of `GraphBlock.displacements`, computed in the same order of operations."""
+    """Return the squared length of a displacement, in the order of operations of `GraphBlock.displacements`."""
     x = frac[j, 0] - frac[i, 0] + shift[0]
     y = frac[j, 1] - frac[i, 1] + shift[1]
     z = frac[j, 2] - frac[i, 2] + shift[2]
@@ -231,7 +231,10 @@ def _distance_square(
 def _bins(
     frac: NDArray[np.float64], reach: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Lowest coordinate, width and number of bins along each axis; bins are at least as wide as the reach."""
+    """Return the lowest coordinate, and the width and number of bins along each axis.
+
+    If there are several bins along an axis, they are at least as wide as the reach.
+    """
     n = frac.shape[0]
     low, width, bins = np.empty(3), np.empty(3), np.ones(3, dtype=np.int64)
     for axis in range(3):
@@ -250,7 +253,7 @@ def _bins(
 def _sorted_into_bins(
     frac: NDArray[np.float64], low: NDArray[np.float64], width: NDArray[np.float64], bins: NDArray[np.int64]
 ) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
-    """Number of bins, first member of each (int64[n_bins + 1]), and the atoms bin by bin (int64[n_atoms])."""
+    """Return the number of bins, the first member of each (int64[n_bins + 1]) and the atoms by bin (int64[n_atoms])."""
     n, n_bins = frac.shape[0], bins[0] * bins[1] * bins[2]
     own = np.empty(n, dtype=np.int64)
     first = np.zeros(n_bins + 1, dtype=np.int64)
@@ -274,7 +277,7 @@ def _sorted_into_bins(
 
 @compiled
 def _bin_range(center: float, margin: float, low: float, width: float, bins: int) -> tuple[int, int]:
-    """First and last bin along an axis that the sphere touches; last < first if it touches none."""
+    """Return the first and last bin along an axis that the sphere touches; last < first if it touches none."""
     if center + margin < low or center - margin > low + width * bins + 1e-9:
         return 0, -1
     if bins == 1:

@@ -21,7 +21,7 @@ _Graph = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint16], NDA
 
 
 def _widths() -> tuple[int, ...]:
-    """Possible widths of a table, each some 15 % larger than the previous one.
+    """Return the possible widths of a table, each some 15 % larger than the previous one.
 
     More widths would mean less padding but more tables, and each table costs some 1.6 ms with 7net-0, as much as 60
     slots. The smallest width is at least two: ONNX Runtime computes products with one row differently.
@@ -58,7 +58,7 @@ class NeighborTable:
         pair: int64[N, K], the pair of each slot.
         pair_slot: int64[P], flat index of the first slot of each pair; the other is its `reverse`.
         structure: int64[N], the structure of each atom.
-        volume: float64[G], angstrom^3; 1 for structures without a volume.
+        volume: float64[G], angstrom^3; 1 unless all three directions are periodic.
     """
 
     atomic_number: NDArray[np.int64]
@@ -92,7 +92,8 @@ def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float
         width: Smallest number of slots per atom.
 
     Raises:
-        InvalidStructureError: Edges are unsorted or have no opposite, or counts or neighbour indices are wrong.
+        InvalidStructureError: Edges are unsorted or have no opposite, or counts, array lengths or neighbour indices are
+            wrong.
     """
     from .neighbor_table_kernels import fill_slots  # noqa: PLC0415 - numba takes half a second to import
 
@@ -124,7 +125,7 @@ def neighbor_table(block: GraphBlock, cutoff: float, dtype: DTypeLike = np.float
 
 
 def table_widths(block: GraphBlock, cutoff: float) -> NDArray[np.int64]:
-    """Number of slots per atom in the table in which each structure is evaluated: int64[n_structures].
+    """Return the number of slots per atom of the table that holds each structure: int64[n_structures].
 
     The width is the largest number of neighbours of an atom, rounded up to one of a few values, so that many structures
     share a width.
@@ -134,7 +135,7 @@ def table_widths(block: GraphBlock, cutoff: float) -> NDArray[np.int64]:
         cutoff: Cutoff of the network, angstrom.
 
     Raises:
-        InvalidStructureError: Counts or neighbour indices are wrong.
+        InvalidStructureError: Counts, array lengths or neighbour indices are wrong.
     """
     numbered = _numbered(block, _checked_arrays(block), cutoff)
     if numbered.wrong >= 0:
@@ -182,7 +183,7 @@ def _numbered(block: GraphBlock, graph: _Graph, cutoff: float) -> _Numbered:
 
 
 def slot_pairs(reverse: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number the pairs of an edge and its opposite by the first of their slots.
+    """Number the pairs of opposite edges in the order of the first slot of each pair.
 
     Args:
         reverse: int64[N, K]; see `NeighborTable`.
@@ -200,7 +201,7 @@ def slot_pairs(reverse: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[n
 
 
 def _checked_arrays(block: GraphBlock) -> _Graph:
-    """Arrays of a block in the form that the compiled loops need, with consistent lengths.
+    """Return the arrays of a block in the form that the compiled loops need, after checking their lengths.
 
     Raises:
         InvalidStructureError: The lengths are inconsistent.
@@ -260,13 +261,14 @@ def evaluation_groups(block: GraphBlock, cutoff: float, slots: int) -> Iterator[
     Args:
         block: Graphs with a cutoff of at least `cutoff`.
         cutoff: Cutoff of the network, angstrom.
-        slots: Largest N * K of a group; a structure beyond it forms its own group.
+        slots: Largest N * K of a group; a structure beyond it forms its own group. A group of several structures has at
+            most `UNIFORM_ATOMS` atoms, too.
 
     Yields:
         int64[n], indices into the block, and the width of the table; every structure occurs exactly once.
 
     Raises:
-        InvalidStructureError: Counts or neighbour indices are wrong.
+        InvalidStructureError: Counts, array lengths or neighbour indices are wrong.
     """
     widths = table_widths(block, cutoff)
     for width in np.unique(widths).tolist():

@@ -23,7 +23,7 @@ def _vector(
     image: NDArray[np.int16],
     place: tuple[int, int, int, int],
 ) -> tuple[float, float, float]:
-    """r_neighbor - r_receiver of one edge, in the order of operations of `GraphBlock.displacements`.
+    """Return r_neighbor - r_receiver of one edge, in the order of operations of `GraphBlock.displacements`.
 
     Args:
         cell: float64[n_structures, 3, 3], angstrom.
@@ -58,7 +58,7 @@ def number_slots(
 ) -> int:
     """Number those edges of every atom that are shorter than the cutoff.
 
-    Arrays without a description are those of a `GraphBlock`.
+    Arrays without a description come from a `GraphBlock`.
 
     Args:
         n_atoms: int32[n_structures].
@@ -107,9 +107,10 @@ def number_slots(
 def _opposite(
     neighbor: NDArray[np.uint16], image: NDArray[np.int16], edge: int, receiver: int, low: int, high: int
 ) -> int:
-    """Find the edge whose sender is `receiver` (an index within its structure) in the opposite image of `edge`, or -1.
+    """Find the opposite of `edge`; return its index, or -1 if it is missing.
 
-    The search bisects the edges `low` to `high` of one atom, which are sorted by (image, neighbour).
+    `receiver` is the receiver of `edge`, as an index within its structure. The search bisects the edges from `low` up
+    to `high` (exclusive) of the sender, which are sorted by (image, neighbour).
     """
     a, b, c = -np.int64(image[edge, 0]), -np.int64(image[edge, 1]), -np.int64(image[edge, 2])
     last = high
@@ -148,7 +149,7 @@ def fill_slots(
 ) -> int:
     """Write the slots of all atoms, including padding.
 
-    Arrays without a description are those of a `GraphBlock` or, for outputs, of a `NeighborTable`.
+    Inputs without a description come from a `GraphBlock`; outputs belong to a `NeighborTable`.
 
     Args:
         n_atoms: int32[n_structures].

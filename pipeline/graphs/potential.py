@@ -48,7 +48,10 @@ ENERGY_OUTPUTS = (
 
 
 def with_spread(outputs: Sequence[OutputSpec]) -> tuple[OutputSpec, ...]:
-    """Outputs of an ensemble: all means, followed by their sample standard deviations (divided by n - 1)."""
+    """Return the outputs of an ensemble: all means, then the standard deviations over the members.
+
+    The standard deviations are sample standard deviations, with n - 1 in the denominator.
+    """
     return (*outputs, *(replace(spec, name=f"{spec.name}{SPREAD}") for spec in outputs))
 
 
@@ -111,8 +114,8 @@ def evaluate_in_buckets(
 ) -> Evaluation:
     """Evaluate a block bucket by bucket, with little padding and bounded memory.
 
-    The results of a structure have the same bits regardless of what else is in the block, on one kind of device and
-    instruction set, because its table always has the same width; see
+    On one kind of device and instruction set, the results of a structure have the same bits regardless of the other
+    structures in the block, because its table always has the same width; see
     `pipeline.graphs.neighbor_table.evaluation_groups`.
 
     Args:
@@ -120,7 +123,7 @@ def evaluate_in_buckets(
         potential: The potential, for its elements, cutoff and outputs.
         dtype: Floating-point type of the model.
         slots: Largest number of neighbour slots of a bucket.
-        run: Maps the arrays of one table to the outputs, by name.
+        run: Maps the arrays of one table, by name, to the outputs, by name.
 
     Raises:
         UnknownElementError: The block contains an element that the model does not support.
@@ -154,7 +157,7 @@ def evaluate_in_buckets(
 
 
 def without_meaning(pbc: NDArray[np.bool_], defined: Defined) -> NDArray[np.bool_]:
-    """Whether a property is undefined for each structure: bool[n_structures]."""
+    """Return whether a property is undefined for each structure: bool[n_structures]."""
     if defined == "always":
         return np.zeros(len(pbc), dtype=bool)
     return np.asarray(~pbc.all(axis=1) if defined == "crystals" else pbc.any(axis=1))

@@ -1,4 +1,4 @@
-"""Label mappings: where a record holds a quantity, and the unit, order and sign of its values. Nothing is guessed."""
+"""Label mappings: where a record holds a quantity, and the unit, order and sign of its values."""
 
 from __future__ import annotations
 
@@ -47,12 +47,13 @@ class LabelRule(BaseModel):
 
     Attributes:
         path: Keys into the record, joined by dots: ``outputs.energy``.
-        unit: Unit in the file, in any notation that pint reads; ``eV/atom`` converts `energy` to a total energy. A
-            `stress` in units of energy is a virial, -volume * stress, as GPUMD, QUIP and NequIP write it.
+        unit: Unit in the file, in any notation that pint reads; empty for the store's unit. ``eV/atom`` converts
+            `energy` to a total energy. A `stress` in units of energy is a virial, -volume * stress, as GPUMD, QUIP and
+            NequIP write it.
         sign: 1, or -1 for a stress that is positive under compression.
         order: Order of the six components of a stress, or of an axis in Voigt notation; by default ASE's: xx, yy, zz,
             yz, xz, xy.
-        when: Conditions on other fields: for each field, the values for which this rule applies.
+        when: Conditions on other fields: for each field, the values for which this rule applies, as text.
         optional: Whether the label may be absent from the whole source.
     """
 
@@ -112,7 +113,7 @@ class LabelMapping(BaseModel):
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Self:
-        """Load a mapping shipped with equiscreen, by its name, or a YAML file.
+        """Load a mapping from a YAML file, or by its name if it is shipped with equiscreen.
 
         Raises:
             LabelError: The mapping does not exist or is invalid.
@@ -133,7 +134,7 @@ class LabelMapping(BaseModel):
             raise LabelError(f"{name_or_path}: {' '.join(str(error).split())[:1000]}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the mapping as YAML that `load` reads.
+        """Write the mapping to a YAML file, which `load` can read.
 
         Raises:
             OSError: The file cannot be written.
@@ -146,6 +147,10 @@ class LabelMapping(BaseModel):
 
         A shape may follow the name: ``dielectric:3x3=e_total``, ``charge:atom=charges[e]``,
         ``born:atomx3x3=born_charges[e]``.
+
+        Args:
+            inline: The labels.
+            columns: Further fields to keep for every structure, as text.
 
         Raises:
             LabelError: A label does not have that form, or gives a shape for a predefined quantity.
@@ -177,7 +182,7 @@ class LabelMapping(BaseModel):
         return self._with_labels({**ASE_DEFAULTS, **self.labels})
 
     def without_ase_defaults(self) -> Self:
-        """Remove the defaults of `with_ase_defaults`, for files of other formats, where nothing is guessed."""
+        """Remove the defaults of `with_ase_defaults`, which apply only to formats that ASE reads."""
         labels = {name: rules for name, rules in self.labels.items() if rules != ASE_DEFAULTS.get(name)}
         return self._with_labels(labels)
 
@@ -206,7 +211,7 @@ class LabelMapping(BaseModel):
         """Check all units before any file is read.
 
         Raises:
-            LabelError: A unit is unknown or has the wrong dimension, or a tensor has a rank above 4.
+            LabelError: A unit is unknown or cannot be converted to the store's unit, or a tensor has a rank above 4.
         """
         for name, rules in self.labels.items():
             if self.quantity(name).turns:
@@ -286,7 +291,7 @@ class LabelMapping(BaseModel):
     def extract(
         self, fields: Mapping[str, Any], n_atoms: int, volume: float = math.nan
     ) -> dict[str, NDArray[np.float64]]:
-        """Read all labels of one record, skipping those that are absent.
+        """Read all labels of one record, except labels that are absent or entirely NaN.
 
         Labels that ASE's readers return have ASE's units, unless the record states other units:
         ``energy_unit=Hartree``.
@@ -302,7 +307,7 @@ class LabelMapping(BaseModel):
 
         Raises:
             LabelError: A value is present but is not numeric, is infinite or has the wrong shape, or the record states
-                a unit that is unknown or differs from that of the mapping.
+                a unit that is unknown or differs from the unit in the mapping.
         """
         found: dict[str, NDArray[np.float64]] = {}
         stated = stated_units(fields)
@@ -324,7 +329,7 @@ class LabelMapping(BaseModel):
         volume: float,
         stated: Mapping[str, str],
     ) -> NDArray[np.float64] | None:
-        """Value of a label by one rule, in the store's unit; None if the rule does not apply or finds no value."""
+        """Return the value that a rule finds, in the store's unit; None if the rule does not apply or finds none."""
         value = lookup(fields, rule.path) if rule.applies(fields) else None
         if value is None or (isinstance(value, str) and not value.strip()):
             return None
@@ -335,10 +340,10 @@ class LabelMapping(BaseModel):
         return -numbers / volume if is_virial(name, rule.unit) else numbers
 
     def _in_stated_unit(self, name: str, rule: LabelRule, unit: str) -> LabelRule:
-        """A rule with the unit that a record states, if the unit of the rule is only ASE's default.
+        """Return the rule with the unit that a record states, or unchanged if the user gave the rule and its unit.
 
         Raises:
-            LabelError: The unit is unknown, or differs from that of a rule that the user gave.
+            LabelError: The unit is unknown, or differs from the unit that the user gave.
         """
         wanted = self.quantity(name).unit or ""
         stated = rule.model_copy(update={"unit": unit})
@@ -374,7 +379,7 @@ _LOOKS_LIKE = {
 
 @cache
 def _units() -> Any:
-    """The registry of units, which takes 0.3 s to import and is needed only for units other than the store's."""
+    """Make pint's registry of units; pint takes 0.3 s to import, and only units other than the store's need it."""
     import pint  # noqa: PLC0415 - see above
 
     return pint.UnitRegistry()
@@ -430,7 +435,7 @@ def _converted(name: str, quantity: Quantity, rule: LabelRule, value: Any, n_ato
 
 
 def _ase_places(order: tuple[Component, ...]) -> list[int]:
-    """Index of each of ASE's Voigt components in the given order."""
+    """Return the index of each of ASE's Voigt components in the given order."""
     names = ["".join(sorted(component)) for component in order]
     return [names.index("".join(sorted(component))) for component in ASE_VOIGT]
 
@@ -445,7 +450,7 @@ def _symmetric_matrix(numbers: NDArray[np.float64], order: tuple[Component, ...]
 
 @lru_cache(maxsize=256)
 def _factor(name: str, unit: str, target: str) -> float:
-    """Factor that converts a number from `unit` to the store's unit `target`."""
+    """Return the factor that converts a number from `unit` to the store's unit `target`."""
     given = unit.removesuffix(PER_ATOM_SUFFIX) if name == ENERGY else unit
     if is_virial(name, unit):
         target = KNOWN_QUANTITIES[ENERGY].unit or ""

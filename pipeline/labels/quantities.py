@@ -11,7 +11,7 @@ from ..structures.symmetry import Axis
 Component = Literal["xx", "yy", "zz", "xy", "xz", "yz", "yx", "zx", "zy"]
 # ASE's order of Voigt components.
 ASE_VOIGT: tuple[Component, ...] = ("xx", "yy", "zz", "yz", "xz", "xy")
-# Labels with a meaning to the network; `KNOWN_QUANTITIES` defines their units and shapes.
+# Labels with a fixed meaning; `KNOWN_QUANTITIES` defines their units and shapes.
 ENERGY, FORCES, STRESS = "energy", "forces", "stress"
 PER_ATOM_SUFFIX = "/atom"
 AXES: dict[int, Axis] = {3: "cartesian", 6: "voigt"}

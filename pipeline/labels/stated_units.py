@@ -27,7 +27,7 @@ _SPELLINGS = {
 
 
 def stated_units(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Units that a record states, by the name of the field: in lower case, in the singular and without ``REF_``.
+    """Return the units that a record states, by field; names are in lower case and the singular, without ``REF_``.
 
     Args:
         fields: The record.
@@ -41,7 +41,7 @@ def stated_units(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def unit_of(path: str, stated: Mapping[str, str]) -> str | None:
-    """The unit that a record states for the field at a path; None if it states none."""
+    """Return the unit that a record states for the field at a path; None if it states none."""
     return stated.get(_base(path)) if stated else None
 
 
@@ -51,6 +51,6 @@ def _base(name: str) -> str:
 
 
 def _spelled(text: str) -> str:
-    """A unit as pint reads it; ``/atom`` stays at the end."""
+    """Return a unit in a spelling that pint reads, apart from ``/atom`` at its end."""
     joined = re.sub(r"\s*(?:\bper\b|/)\s*", "/", text.strip())
     return _WORD.sub(lambda word: _SPELLINGS.get(word[0].lower(), word[0]), joined)
