@@ -1,4 +1,4 @@
-"""Archives: members are read in order, and never written to disk."""
+"""Reading of archives: members are read in order, and never written to disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Reading:
 
     Attributes:
         aside: Names of archive members that are not structure files.
-        consumed: Returns the number of bytes read so far, before decompression.
+        consumed: Function that returns the number of bytes read so far, before decompression.
     """
 
     aside: list[str] = field(default_factory=list)

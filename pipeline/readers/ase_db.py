@@ -1,4 +1,4 @@
-"""ASE databases, SQLite (.db) and LMDB (.aselmdb), read by row id."""
+"""Reading of ASE databases, SQLite (.db) and LMDB (.aselmdb), by row id."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _read_only(path: Path) -> sqlite3.Connection:
 
 
 def _reason(error: Exception, path: Path, source: str) -> str:
-    """Reason for a failure, with the path of the database replaced by the name of the source."""
+    """Return the reason for a failure, with the path of the database replaced by the name of the source."""
     return f"row does not parse: {detail(error).replace(str(path), source)}"
 
 

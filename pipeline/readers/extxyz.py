@@ -1,4 +1,4 @@
-"""Frames of extended XYZ, read with ASE; their comment lines come from many codes, which spell keys differently."""
+"""Reading of frames of extended XYZ with ASE, after adapting comment lines in which codes spell keys differently."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ _AXIS = {"t": True, "true": True, "1": True, "f": False, "false": False, "0": Fa
 def atoms_of_frame(text: str) -> ase.Atoms:
     """Read a frame of extended XYZ.
 
-    Keys of the cell may have any case. A stress or virial may have nine components or six, in ASE's order (xx, yy, zz,
-    yz, xz, xy), and be a matrix of nested lists. A stress of nine components stays a matrix, symmetric or not.
+    ``Lattice``, ``Properties`` and ``pbc`` may have any case. A stress or virial may have nine components, which may be
+    a matrix of nested lists, or six in ASE's order (xx, yy, zz, yz, xz, xy). A stress of nine components stays a
+    matrix, symmetric or not.
 
     Raises:
         InvalidStructureError: The comment line gives a value twice, a periodicity that is neither true nor false,
@@ -106,7 +107,7 @@ def _check_units(info: Mapping[str, Any]) -> None:
 
 
 def _axes(value: Any) -> NDArray[np.bool_]:
-    """Periodic axes, bool[3]: ASE would read the text "f f f" as true."""
+    """Return the periodic axes, bool[3]; ASE would read the text "f f f" as true."""
     words = re.findall(r"[^\s,]+", value) if isinstance(value, str) else np.ravel(value).tolist()
     axes = [_AXIS.get(str(word).lower()) for word in words]
     if len(axes) not in {1, 3} or None in axes:
@@ -115,7 +116,7 @@ def _axes(value: Any) -> NDArray[np.bool_]:
 
 
 def _columns(text: str) -> str:
-    """The names, types and widths of columns, with the names of species and positions spelled as ASE does.
+    """Return names, types and widths of columns, with the names of species and positions in ASE's spelling.
 
     Raises:
         InvalidStructureError: There are so many columns that ASE could exhaust the memory, or their numbers are

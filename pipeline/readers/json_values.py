@@ -1,4 +1,4 @@
-"""JSON without duplicate keys: parsers silently keep only the last value of a key, which may be wrong."""
+"""Parsing of JSON that rejects duplicate keys, of which other parsers silently keep only the last value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OFFSET, _PRIME, _SPREAD = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B
 
 
 class RepeatedKeyError(InvalidStructureError):
-    """An object gives a key twice."""
+    """A JSON object gives a key twice."""
 
 
 def parse_json(content: bytes) -> Any:

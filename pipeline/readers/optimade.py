@@ -1,4 +1,4 @@
-"""OPTIMADE structures, in responses of servers and in tables that use the same field names.
+"""Reading of OPTIMADE structures, in responses of servers and in tables that use the same field names.
 
 The fields follow the OPTIMADE specification, v1.1 and v1.2 (https://github.com/Materials-Consortia/OPTIMADE).
 """
@@ -73,7 +73,7 @@ def _atomic_numbers(attributes: Mapping[str, Any]) -> list[int]:
 
 
 def _only_symbol(species: Mapping[str, Any], atom: int) -> str:
-    """Symbol of the only element of an ordered species."""
+    """Return the symbol of the only element of an ordered species."""
     if species.get("attached"):
         raise InvalidStructureError(f"atoms without positions (attached to atom {atom}, {species['name']!r})")
     pairs = zip(species["chemical_symbols"], species["concentration"], strict=True)
@@ -88,7 +88,7 @@ def _only_symbol(species: Mapping[str, Any], atom: int) -> str:
 
 
 def _check_features(attributes: Mapping[str, Any], *, species_known: bool) -> None:
-    """Reject features that the sites do not describe; if species are known, they describe disorder and attachments."""
+    """Reject features that the sites do not describe; known species do describe disorder and attachments."""
     listed, assemblies = attributes.get("structure_features"), attributes.get("assemblies")
     features = set() if listed is None else set(listed)
     if "assemblies" in features or (assemblies is not None and len(assemblies) > 0):
@@ -114,7 +114,7 @@ def _positions(attributes: Mapping[str, Any]) -> NDArray[np.float64]:
 
 
 def _lattice(given: Any) -> NDArray[np.float64] | None:
-    """Lattice vectors, float64[3, 3], with NaN for null; None if there are none."""
+    """Return the lattice vectors, float64[3, 3], with NaN for null; None if there are none."""
     if given is None:
         return None
     lattice = np.array([[None] * 3 if row is None else list(row) for row in given], dtype=np.float64)
@@ -124,7 +124,10 @@ def _lattice(given: Any) -> NDArray[np.float64] | None:
 
 
 def _periodic_axes(attributes: Mapping[str, Any], lattice: NDArray[np.float64] | None) -> NDArray[np.bool_]:
-    """Periodic axes, bool[3], from `dimension_types`, `nperiodic_dimensions` and null lattice vectors, as available."""
+    """Return the periodic axes: bool[3].
+
+    They are given by `dimension_types`, `nperiodic_dimensions` or null lattice vectors, whichever are available.
+    """
     given, count = attributes.get("dimension_types"), attributes.get("nperiodic_dimensions")
     axes: NDArray[np.bool_] = np.ones(3, dtype=bool)
     if given is not None:

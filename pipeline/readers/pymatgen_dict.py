@@ -1,4 +1,4 @@
-"""pymatgen JSON, read without pymatgen: structures, molecules, and records that contain them."""
+"""Reading of pymatgen's JSON without pymatgen: structures, molecules, and records that contain them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import InvalidStructureError
 from ..structures.elements import atomic_number
 from ..structures.structure import Structure
 
-# Occupancies between these limits are 1, up to rounding.
+# Occupancies between these limits count as 1, because files round them.
 FULL_OCCUPANCY, MOST_OCCUPANCY = 0.999, 1.001
 
 

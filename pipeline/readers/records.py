@@ -1,4 +1,4 @@
-"""Records: documents and rows of tables converted to structures, each with the other fields of its record."""
+"""Records: conversion of documents and rows of tables to structures, each with the other fields of its record."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class RawRecord:
         source: Name of the file.
         index: Position in the file, from 0.
         structure: The structure; None if it could not be read.
-        fields: All other fields of the record.
+        fields: The other fields of the record.
         reason: Why there is no structure.
         format: Format of the file.
         name: Name of the record in the file, if it is not one of the fields.
@@ -120,7 +120,7 @@ def unread_document(document: Document, reason: str) -> RawRecord:
 
 
 def _fields_alone(document: Document) -> Mapping[str, Any]:
-    """Fields of a small document, without its structure."""
+    """Return the fields of a small document without parsing its structure; none for a large document."""
     if len(document.content) > _LARGEST_UNREAD:
         return {}
     match document.format:
@@ -134,7 +134,7 @@ def _fields_alone(document: Document) -> Mapping[str, Any]:
 
 
 def fields_beside(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Fields of a record besides its structure; if the record does not separate the two, the structure is included."""
+    """Return the fields of a record besides its structure, or all fields if the record does not separate the two."""
     if is_structure(record):
         return {"properties": record.get("properties") or {}}
     if is_optimade(record):
@@ -171,7 +171,7 @@ class _UnreadableRecordError(InvalidStructureError):
 
 
 def _reason(error: Exception) -> str:
-    """Reason for a failure, on one line that can be written as UTF-8."""
+    """Return the reason for a failure, on one line that can be written as UTF-8."""
     text = str(error) if isinstance(error, InvalidStructureError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:_LONGEST_REASON].encode(errors="backslashreplace").decode()
 
@@ -202,7 +202,7 @@ def _read_extxyz(document: Document, options: ReadOptions) -> ReadResult:  # noq
 
 
 def _comment_fields(frame: str) -> dict[str, Any]:
-    """Fields in the comment line of a frame of extended XYZ; none if it does not parse."""
+    """Return the fields in the comment line of a frame of extended XYZ; none if the line does not parse."""
     from ase.io.extxyz import key_val_str_to_dict  # noqa: PLC0415 - ASE takes 0.3 s to import
 
     with suppress(Exception):  # a bad comment can make ASE raise anything
@@ -225,7 +225,7 @@ def _read_csv(document: Document, options: ReadOptions) -> ReadResult:
 
 
 def _repeated(names: Sequence[str], values: Sequence[str]) -> dict[str, list[str]]:
-    """Columns that appear several times with different values, as lists, which readers of a single value reject.
+    """Return columns that appear several times with different values, as lists; readers of a single value reject them.
 
     Args:
         names: Names of the columns of a table.
@@ -261,7 +261,7 @@ def _read_json(document: Document, options: ReadOptions) -> ReadResult:
 
 
 def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Structure, Mapping[str, Any]]:
-    """Read the structure of a record; returns it and the other fields.
+    """Read the structure of a record, and return it with the other fields.
 
     Raises:
         _UnreadableRecordError: The record has no structure, several, or one that cannot be read.
@@ -298,7 +298,7 @@ def _from_mapping(record: Mapping[str, Any], options: ReadOptions) -> tuple[Stru
 
 
 def _structure_fields(record: Mapping[str, Any]) -> list[str]:
-    """Names of the fields that hold a structure; among text fields, a column `cif` takes precedence."""
+    """List the fields that hold a structure; among text fields, a column `cif` takes precedence."""
     structured = structure_keys(record)
     if structured:
         return structured
@@ -310,7 +310,7 @@ def _structure_fields(record: Mapping[str, Any]) -> list[str]:
 
 
 def _text_format(value: str | bytes) -> Format | None:
-    """Format of a text that holds one structure; None if it holds none."""
+    """Return the format of a text that holds one structure; None if it holds none."""
     head = value[:4096]
     found = detect(
         head.encode(errors="replace") if isinstance(head, str) else head
@@ -321,7 +321,10 @@ def _text_format(value: str | bytes) -> Format | None:
 
 
 def structure_from_value(value: Any) -> Structure:
-    """Read a structure from the value of a field: CIF or POSCAR text, or JSON of pymatgen or OPTIMADE.
+    """Read a structure from the value of a field.
+
+    The value is CIF or POSCAR text, a pymatgen structure as a dictionary or JSON text, or an OPTIMADE structure as a
+    dictionary.
 
     Raises:
         InvalidStructureError: The value is none of these, or cannot be read.
@@ -367,7 +370,7 @@ def _structure_from_columns(row: Mapping[str, Any]) -> Structure:
 
 
 def _axes(pbc: Any) -> NDArray[np.bool_]:
-    """Periodic axes, bool[3]; all true if not given."""
+    """Return the periodic axes, bool[3]; all are periodic if `pbc` is None."""
     values = np.array(True if pbc is None else _listed(pbc))
     if values.dtype.kind not in "biu":  # Python treats the text "False" as true
         raise InvalidStructureError(f"pbc is neither true nor false ({pbc})")
@@ -413,7 +416,7 @@ def structure_from_poscar(text: str) -> Structure:
 
 
 def _without_grid(text: str) -> str:
-    """The POSCAR at the beginning of a CHGCAR or LOCPOT, without the grid that follows its atoms."""
+    """Return the POSCAR at the beginning of a CHGCAR or LOCPOT, without the grid that follows its atoms."""
     lines = text.splitlines(keepends=True)
     if len(lines) < 8:
         return text
@@ -453,7 +456,7 @@ class _parsing:  # noqa: N801 - lower case like contextlib's context managers
 
 @lru_cache(maxsize=1024)
 def _columns(header: bytes) -> tuple[tuple[str, ...], str]:
-    """Column names of a table, and the column separator."""
+    """Return the column names of a table, and the column separator."""
     text = _text(header).strip("\r\n")
     separator = separator_of(text)
     return tuple(next(csv.reader([text], delimiter=separator), ())), separator

@@ -1,4 +1,4 @@
-"""CSV tables split into rows; a malformed row does not affect the rows after it."""
+"""Splitting of CSV tables into rows; a malformed row does not affect the rows after it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def separator_of(header: str) -> str:
 def cut_csv(stream: Stream) -> Iterator[RawDocument]:
     """Split a table into rows, each with the line of column names; comments may precede that line.
 
-    If a row of data follows the comments directly, the last comment is the line of column names: `#id,cif`. If a table
-    has no line of column names, its first row is recorded as a failure with this reason, and the columns are numbered.
+    If a row of data follows the comments directly, the last comment, such as `#id,cif`, is the line of column names. If
+    a table has no line of column names, its first row is recorded as a failure with this reason, and the columns are
+    numbered.
     """
     separator = _separator(stream.head())
     rows = _rows(stream, ord(separator))
@@ -59,7 +60,7 @@ def cut_csv(stream: Stream) -> Iterator[RawDocument]:
 
 
 def _first_row(rows: Iterator[tuple[bytes, bool]]) -> tuple[bytes, bytes, int]:
-    """The last comment before the first valid row, that row, and the number of malformed rows before it."""
+    """Return the last comment before the first valid row, that row, and the number of malformed rows before it."""
     comment, n_broken = b"", 0
     for row, whole in rows:
         if row.startswith(b"#"):
@@ -86,7 +87,7 @@ def _separator(head: bytes) -> str:
 
 
 def _fields(row: bytes, separator: str) -> list[str]:
-    """Fields of a row; empty if it is malformed."""
+    """Return the fields of a row; none if the row is malformed."""
     try:
         return next(csv.reader([row.decode("latin-1")], delimiter=separator))
     except (csv.Error, StopIteration):
@@ -116,7 +117,7 @@ _START, _PLAIN, _QUOTED, _CLOSED = range(4)  # position: before a field, in it, 
 
 @compiled
 def _ends_of_rows(data: NDArray[np.uint8], separator: int) -> tuple[NDArray[np.int64], bool]:  # noqa: C901, PLR0912 - states
-    """End positions of the rows, int64[n], and whether the unfinished last row stops within quotes.
+    """Find the end positions of the rows, int64[n], and whether the unfinished last row stops within quotes.
 
     As in Python's `csv`, only a quote at the beginning of a field opens a quoted field. If text follows a quote that
     seemed to close a field of several lines, the earlier quote was never closed, and this quote opens a field of a

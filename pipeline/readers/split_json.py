@@ -1,4 +1,4 @@
-"""JSON split into the text of its records by brackets, commas and strings, with one record in memory at a time."""
+"""Splitting of JSON into the text of its records by brackets, commas and strings, one record at a time."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def unreadable(reason: str) -> RawDocument:
 def cut_json(stream: Stream) -> Iterator[RawDocument]:
     """Split JSON text into records.
 
-    The records are the elements of an array; for an object, they are the elements of an array in it, its values if all
-    of these are records, or otherwise the object itself. Text after the first value is split too: such a file is JSON
-    lines with a first line too long for detection, or a sequence of values.
+    The records are the elements of an array; for an object, they are the elements of an array in it, its values if
+    these are records, or otherwise the object itself. Text after the first value is split too: the file may be JSON
+    lines whose first line is too long for detection, or a sequence of values.
     """
     scanner = _JsonScanner(stream)
     scanner.skip_space()
@@ -203,7 +203,7 @@ class _JsonScanner:
         return pattern.match(self._data, self._at) is not None
 
     def match(self, pattern: re.Pattern[bytes]) -> bool:
-        """Consume the match of a pattern at this position; returns whether there is one."""
+        """Consume the match of a pattern at this position, and return whether there is one."""
         if not self.sees(pattern):
             return False
         match = pattern.match(self._data, self._at)
@@ -211,7 +211,7 @@ class _JsonScanner:
         return True
 
     def skip_space(self) -> bool:
-        """Consume white space; returns whether anything follows it."""
+        """Consume white space, and return whether anything follows it."""
         while True:
             rest = len(self._data) - self._at
             left = len(self._data[self._at : self._at + _LOOK_AHEAD].lstrip(_SPACE))
@@ -242,7 +242,7 @@ class _JsonScanner:
                 yield unreadable(_ENDS_EARLY if not end else f"{_ENDS_EARLY}, or has an extra comma")
 
     def run(self) -> tuple[bytes, bytes]:
-        """Read up to the comma or bracket that ends this member; returns the text and that byte (empty at the end)."""
+        """Read up to the comma or bracket that ends this member; return the text and that byte (empty at the end)."""
         state = np.zeros(3, dtype=np.int64)
         kept: list[bytes] = []
         size, seen = 0, self._at
@@ -265,7 +265,11 @@ class _JsonScanner:
 
 @compiled
 def _end_of_member(data: NDArray[np.uint8], begin: int, state: NDArray[np.int64]) -> int:  # noqa: C901 - states
-    """Position of the comma or bracket that ends a member, or -1; `state` is depth, in a string, after a backslash."""
+    """Find the comma or bracket that ends a member; return its position, or -1 if it is not in `data`.
+
+    `state` holds the depth, whether the position is in a string, and whether it follows a backslash; it is updated if
+    the end is not found.
+    """
     depth, in_string, escaped = state
     for at in range(begin, data.shape[0]):
         byte = data[at]

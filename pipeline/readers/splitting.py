@@ -1,6 +1,7 @@
-"""Splitting of a stream into documents, each the text of one record, with only a little of it in memory at a time.
+"""Splitting of a stream into documents, each the text of one record, without loading the whole stream into memory.
 
-Splitting is cheap and does not depend on the content of a record; `records` parses the documents.
+Splitting is cheap, and `records` parses the documents. Outputs of VASP are the exception: ASE parses each as a whole,
+and every ionic step becomes a document.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def documents(stream: Stream, form: Format) -> Iterator[Document]:
         fields = document if isinstance(document, dict) else {"content": document}
         size = len(fields.get("content", b""))
         if size > MAX_DOCUMENT_BYTES:
-            fields = {"content": b"", "reason": f"record too large (more than {MAX_DOCUMENT_BYTES >> 20} MB)"}
+            fields = {"content": b"", "reason": f"record too large (more than {MAX_DOCUMENT_BYTES >> 20} MiB)"}
         yield Document(stream.source, index, **{"format": form, **fields})
 
 
@@ -100,7 +101,7 @@ def _cut_cif(stream: Stream) -> Iterator[RawDocument]:
 
 
 def _with_own_symmetry(blocks: Sequence[bytes], *, shared: bool) -> Iterator[RawDocument]:
-    """Crystals; if another block gives a symmetry, crystals without a symmetry of their own are rejected."""
+    """Yield crystals; if another block gives a symmetry, reject crystals without a symmetry of their own."""
     for block in blocks:
         yield unreadable(SYMMETRY_ELSEWHERE) if shared and not _SYMMETRY.search(block) else block
 
@@ -127,7 +128,7 @@ def _cif_blocks(stream: Stream) -> Iterator[bytes]:
 
 
 def _block_starts(content: bytes) -> tuple[list[int], bool]:
-    """Beginnings of blocks outside text fields, and whether the content ends within a text field."""
+    """Find the beginnings of blocks outside text fields, and whether the content ends within a text field."""
     starts, in_text = [], False
     for match in _LINE_OF_A_BLOCK_OR_TEXT.finditer(content):
         if match[0] == b";":
@@ -138,7 +139,7 @@ def _block_starts(content: bytes) -> tuple[list[int], bool]:
 
 
 def _cut_extxyz(stream: Stream) -> Iterator[RawDocument]:
-    """Split into frames; consecutive lines without the atom count with which a frame begins become one failure."""
+    """Split into frames, which begin with their atom counts; consecutive lines outside frames become one failure."""
     junk, head = b"", stream.readline(_LONGEST_LINE)
     while head:
         n_atoms = _number_alone(head)
@@ -168,7 +169,7 @@ def _frame(stream: Stream, head: bytes, n_atoms: int) -> tuple[bytes, bytes]:
 
 
 def _number_alone(line: bytes) -> int:
-    """The number on a line with nothing else, or 0."""
+    """Return the number on a line with nothing else, or 0."""
     return int(line) if len(line) < 20 and line.strip().isdigit() else 0
 
 
@@ -181,7 +182,7 @@ _CONFIGURATION = re.compile(rb"^\s*(Direct|Cartesian)\s+configuration\s*=", re.I
 
 
 def _cut_poscar(stream: Stream) -> Iterator[RawDocument]:
-    """A POSCAR, or the frames of an XDATCAR, each as a POSCAR."""
+    """Yield a POSCAR, or the frames of an XDATCAR, each as a POSCAR."""
     head = [stream.readline(_LONGEST_LINE) for _ in range(_HEADER_LINES)]
     line = stream.readline(_LONGEST_LINE)
     if _CONFIGURATION.match(line) is None:
@@ -207,12 +208,12 @@ class _NamedText(io.StringIO):
 
 
 def _cut_vasp_run(stream: Stream, kind: str) -> Iterator[RawDocument]:
-    """The ionic steps of a VASP run, each as a frame of extended XYZ with its energy, forces and stress."""
+    """Yield the ionic steps of a VASP run, each as a frame of extended XYZ with its energy, forces and stress."""
     import ase.io  # noqa: PLC0415 - takes 0.3 s
 
     content = stream.read(MAX_DOCUMENT_BYTES + 1)
     if len(content) > MAX_DOCUMENT_BYTES:
-        yield unreadable(f"output too large (more than {MAX_DOCUMENT_BYTES >> 20} MB)")
+        yield unreadable(f"output too large (more than {MAX_DOCUMENT_BYTES >> 20} MiB)")
         return
     text = content.decode("utf-8", errors="replace")
     steps = 0

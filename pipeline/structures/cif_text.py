@@ -1,4 +1,4 @@
-"""CIF text of a structure."""
+"""Conversion of a structure to CIF text."""
 
 from __future__ import annotations
 

@@ -43,9 +43,9 @@ CACHED_CRYSTALS = 4096
 def primitive(structure: Structure) -> Structure:
     """Reduce a crystal to a primitive, right-handed, Minkowski-reduced cell, with the rarest species first.
 
-    Nothing is idealised: cell and sites are those of the input. Of the sites that a lattice translation of the crystal
-    maps onto each other within `PRIMITIVE_SYMPREC` (1e-4 angstrom), the first is kept. If moyopy finds no symmetry, the
-    cell keeps its size. A structure that is not periodic in three directions is returned unchanged.
+    Nothing is idealised: lattice vectors and sites are taken from the input. Of the sites that a lattice translation of
+    the crystal maps onto each other within `PRIMITIVE_SYMPREC` (1e-4 angstrom), the first is kept. If moyopy finds no
+    symmetry, the cell keeps its size. A structure that is not periodic in three directions is returned unchanged.
     """
     if not structure.pbc.all():
         return structure
@@ -60,7 +60,7 @@ def primitive(structure: Structure) -> Structure:
 
 
 def _without_repeats(structure: Structure) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint8]]:
-    """Cell, fractional coordinates and atomic numbers of a primitive cell, not idealised."""
+    """Return the cell, fractional coordinates and atomic numbers of a primitive cell, not idealised."""
     cell, frac, numbers = structure.cell, structure.frac_coord, structure.atomic_number
     found = find_symmetry(structure, PRIMITIVE_SYMPREC)
     if found is None:
@@ -72,14 +72,14 @@ def _without_repeats(structure: Structure) -> tuple[NDArray[np.float64], NDArray
 
 
 def _reduced_cell(cell: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Right-handed Minkowski-reduced basis of the same lattice: float64[3, 3]."""
+    """Return a right-handed, Minkowski-reduced basis of the same lattice: float64[3, 3], angstrom."""
     import moyopy  # noqa: PLC0415 - only needed to compare crystals
 
     return np.array(moyopy.minkowski_reduce(cell.tolist())[0])
 
 
 def composition_key(structure: Structure) -> int:
-    """Hash of the reduced composition and the periodicity: an integer below 2^64, the same in every process."""
+    """Return a hash of the reduced composition and the periodicity: an integer below 2^64, equal in every process."""
     counts = np.bincount(structure.atomic_number)
     species = np.flatnonzero(counts)
     digest = hashlib.blake2b(structure.pbc.astype("u1").tobytes(), digest_size=8, person=b"composition")
@@ -88,7 +88,7 @@ def composition_key(structure: Structure) -> int:
 
 
 def crystal_vector(structure: Structure) -> NDArray[np.float64]:
-    """Descriptor of a crystal, in angstrom: equal for the same crystal and close for similar ones.
+    """Return a descriptor of a crystal, in angstrom: equal for the same crystal and close for similar ones.
 
     The descriptor resembles average minimum distances (Widdowson et al., MATCH 87, 529, 2022): the cube root of the
     volume per atom; the minimum, mean and maximum distance to the 1st, 6th and 12th neighbour; and, for each of the
@@ -152,9 +152,9 @@ def _same_primitive(a: Structure, b: Structure, tolerance: float) -> bool:
 
 
 def _deformations(bases: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Largest deviation of each basis's vectors from the target's after the best rotation: float64[n], angstrom.
+    """Return the largest deviation of each basis from the target after the best rotation: float64[n], angstrom.
 
-    The rotation is that of Kabsch, Acta Cryst. A32, 922 (1976).
+    The rotation is found as by Kabsch, Acta Cryst. A32, 922 (1976).
     """
     left, _, right = np.linalg.svd(np.swapaxes(bases, 1, 2) @ target)
     left[:, :, 2] *= np.sign(np.linalg.det(left @ right))[:, None]
@@ -252,7 +252,7 @@ class _Table:
         return replace(self, head=np.full_like(self.head, -1), following=np.full_like(self.following, -1))
 
     def enter_all(self) -> NDArray[np.bool_]:
-        """Insert all rows; returns bool[n], whether each agrees with any row before it."""
+        """Insert all rows, and return whether each agrees with any row before it: bool[n]."""
         repeated: NDArray[np.bool_] = enter_rows(
             self.label, self.cell, self.vectors, self.slack, self.head, self.following
         )
@@ -263,7 +263,7 @@ class _Table:
         enter_row(place, self.label, self.cell, self.head, self.following)
 
     def agreeing(self, place: int) -> NDArray[np.int64]:
-        """Inserted rows before this one that agree with it, in ascending order."""
+        """Return the inserted rows before this one that agree with it, in ascending order."""
         found = np.empty(64, dtype=np.int64)
         while True:
             n_found = agreeing_rows(

@@ -15,7 +15,7 @@ SHELLS = (0, 5, 11)  # nearest neighbours whose distances are used, regardless o
 N_NEAREST = 12
 N_LIKE = 8  # nearest neighbours of one species, or of all others
 N_SPECIES = 3
-# More lattice points than any crystal needs: only a cell a thousand times longer than wide has as many.
+# More lattice points than any crystal needs: only a cell a thousand times longer than wide has that many.
 MAX_LATTICE_POINTS = 10_000_000
 # Edge of a grid cell, in units of the slack. The box around a row is twice the slack wide, so that in each column it
 # touches a second cell in a quarter of the cases.
@@ -24,7 +24,7 @@ GRID_CELL = 8.0
 
 @compiled
 def _slot(label: int, cell: NDArray[np.float64], n_slots: int) -> int:
-    """Slot in the hash table; collisions are harmless because rows are compared in full."""
+    """Return the slot in the hash table; collisions are harmless because rows are compared in full."""
     state = np.uint64(label) * np.uint64(0x9E3779B97F4A7C15)
     for k in range(len(cell)):
         state = (state ^ np.uint64(np.int64(np.floor(cell[k])))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -104,7 +104,7 @@ def enter_rows(
     head: NDArray[np.int64],
     following: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
-    """Insert all rows; returns bool[n], whether each agrees with any row before it."""
+    """Insert all rows, and return whether each agrees with any row before it: bool[n]."""
     repeated = np.zeros(len(label), dtype=np.bool_)
     found = np.empty(1, dtype=np.int64)
     for place in range(len(label)):
@@ -121,7 +121,7 @@ def vector_of_crystal(
     inverse: NDArray[np.float64],
     volume: float,
 ) -> NDArray[np.float64]:
-    """Compute the vector of `crystal_vector` for a crystal."""
+    """Compute the descriptor of `matching.crystal_vector` for a structure that is periodic in three directions."""
     vector = np.zeros(VECTOR_SIZE)
     n_atoms = len(numbers)
     counts = np.zeros(256, dtype=np.int64)
@@ -183,7 +183,7 @@ def _fill_species(
 
 @compiled
 def _weighted(squares: NDArray[np.float64]) -> float:
-    """Mean distance with larger weights for nearer atoms, so that changes in different shells rarely cancel."""
+    """Return the mean distance with larger weights for nearer atoms: changes in different shells then rarely cancel."""
     total, weight = 0.0, 0.0
     for k in range(len(squares)):
         total += np.sqrt(squares[k]) / (k + 1)
@@ -193,7 +193,7 @@ def _weighted(squares: NDArray[np.float64]) -> float:
 
 @compiled
 def _radius(volume: float, n_targets: int, count: int) -> float:
-    """Radius, with a small margin, of a sphere that holds `count` targets at their mean density."""
+    """Return the radius, with a small margin, of a sphere that holds `count` targets at their mean density."""
     return float(1.1 * (0.75 / np.pi * volume * (count + 1) / n_targets) ** (1 / 3))
 
 
@@ -207,7 +207,7 @@ def _nearest(
     guess: float,
     count: int,
 ) -> NDArray[np.float64]:
-    """Squared distances from an atom to the nearest targets in the infinite crystal, excluding itself, ascending.
+    """Find the squared distances from an atom to the nearest targets, other than itself, in the infinite crystal.
 
     Args:
         atom: Index of an atom.
@@ -219,7 +219,7 @@ def _nearest(
         count: Number of neighbours.
 
     Returns:
-        float64[count], angstrom^2.
+        float64[count], angstrom^2, in ascending order.
     """
     radius = guess
     while True:
@@ -239,7 +239,7 @@ def _squares_within(  # noqa: C901 - a nest of loops, one step each
     radius: float,
     count: int,
 ) -> NDArray[np.float64]:
-    """The squared distances of `_nearest` among the lattice images in a box around a sphere."""
+    """Find the squared distances of `_nearest` among the lattice images in a box around a sphere."""
     best = np.full(count, np.inf)
     a, b, c = np.zeros(3), np.zeros(3), np.zeros(3)
     for k in range(3):  # half edges of the box in lattice coordinates
@@ -275,14 +275,14 @@ def lattice_maps(
     multiple: int,
     tolerance: float,
 ) -> NDArray[np.int64]:
-    """Integer matrices of determinant `multiple` whose products with `source` have nearly the metric of `target`.
+    """Find the integer matrices of determinant `multiple` whose products with `source` have nearly `target`'s metric.
 
     Args:
         source: float64[3, 3], a right-handed basis.
         target: float64[3, 3], a right-handed basis.
         reach: float64[3], cells of `source` per angstrom.
         multiple: Ratio of the volumes.
-        tolerance: Largest difference between vectors, angstrom.
+        tolerance: Largest difference between the lengths of corresponding vectors, angstrom.
 
     Returns:
         int64[n, 9], the matrices row by row.
@@ -348,7 +348,7 @@ def _doubled(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 def _vectors_of_length(
     cell: NDArray[np.float64], reach: NDArray[np.float64], length: float, tolerance: float
 ) -> NDArray[np.int64]:
-    """Lattice vectors of a given length, int64[n, 3]; none if there are too many to search."""
+    """Find the lattice vectors of a given length, int64[n, 3]; none if there are too many to search."""
     radius = length + tolerance
     a, b, c = np.floor(radius * reach[0]), np.floor(radius * reach[1]), np.floor(radius * reach[2])
     found = np.empty((48, 3), dtype=np.int64)
@@ -379,7 +379,7 @@ def sites_agree(
     multiple: int,
     tolerance: float,
 ) -> bool:
-    """Whether one of the lattice maps and a translation map the sites of the larger cell onto those of the smaller.
+    """Whether a lattice map and a translation map the sites of the larger cell onto sites of the smaller.
 
     Args:
         numbers: uint8[n], atomic numbers in the smaller cell, the rarest species first.
@@ -422,8 +422,8 @@ def _matched(
         while numbers[start] != numbers[i // multiple]:
             start += 1
         partner = start
-        # One site is placed exactly on its partner, so another site may be off by its own displacement plus that of the
-        # first.
+        # One site is placed exactly on its partner, so another site may be off by the sum of its own displacement and
+        # the first site's.
         while used[partner] == multiple or _displace(moved[i], frac[partner], cell, displacement[i]) > 2 * tolerance:
             partner += 1
             if partner == len(numbers) or numbers[partner] != numbers[start]:

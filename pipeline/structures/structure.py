@@ -71,7 +71,7 @@ class Structure:
 
         Raises:
             InvalidStructureError: The structure has no atoms, too many atoms, an unknown element, numbers that are not
-                finite or too large, a cell of zero volume, or different numbers of elements and coordinates.
+                finite or too large, a cell of (nearly) zero volume, or different numbers of elements and coordinates.
         """
         axes = np.array(pbc, dtype=bool)
         lattice = np.array(cell, dtype=np.float64, order="C").reshape(3, 3)
@@ -161,7 +161,7 @@ class Structure:
         return len(self.atomic_number)
 
     def content_hash(self) -> bytes:
-        """Hash (16 bytes) of the elements, cell, coordinates (in steps of 1e-8) and periodicity, and of nothing else.
+        """Return a hash (16 bytes) of the elements, cell, coordinates (in steps of 1e-8) and periodicity only.
 
         Two files that hold the same structure give the same hash; a different cell or a different order of sites gives
         a different hash.
@@ -193,7 +193,7 @@ _VALID, _NO_ELEMENT, _NOT_FINITE, _BAD_CELL = range(4)
 def _validate(
     numbers: NDArray[np.int64], frac: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_]
 ) -> tuple[int, int]:
-    """Wrap coordinates along periodic axes, in place; returns the first fault and the index of its atom."""
+    """Wrap coordinates along periodic axes, in place, and return the first fault and the index of its atom."""
     for i in range(frac.shape[0]):
         if numbers[i] < 1 or numbers[i] > MAX_ATOMIC_NUMBER:
             return _NO_ELEMENT, i
@@ -210,7 +210,7 @@ def _validate(
 
 @compiled
 def _relative_volume(cell: NDArray[np.float64]) -> float:
-    """Ratio of the volume to the product of the edges; 0 for a cell with an edge of zero length."""
+    """Return the ratio of the volume to the product of the edges; 0 for a cell with an edge of zero length."""
     volume, edges = 0.0, 1.0
     for axis in range(3):
         i, j = (axis + 1) % 3, (axis + 2) % 3
@@ -223,7 +223,7 @@ def _relative_volume(cell: NDArray[np.float64]) -> float:
 def _quantised(
     cell: NDArray[np.float64], frac: NDArray[np.float64], pbc: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cell and coordinates as shifted multiples of `HASH_QUANTUM`, int64; periodic coordinates modulo 1."""
+    """Return cell and coordinates as shifted multiples of `HASH_QUANTUM`, int64; periodic coordinates modulo 1."""
     grid = np.int64(round(1 / HASH_QUANTUM))
     whole_cell, whole_frac = np.empty((3, 3), dtype=np.int64), np.empty(frac.shape, dtype=np.int64)
     for axis in range(3):

@@ -99,7 +99,7 @@ def _orthogonal(rotations: NDArray[np.float64], basis: NDArray[np.float64]) -> N
 
 
 def symmetry_violation(tensor: ArrayLike, rotations: NDArray[np.float64], axes: Sequence[Axis] | None = None) -> float:
-    """Fraction of a tensor that the symmetry of its crystal forbids: |T - mean over the group of R.T| / |T|.
+    """Return the fraction of a tensor that its crystal's symmetry forbids: |T - mean over the group of R.T| / |T|.
 
     The mean over a group is the projection onto its invariant tensors, so the result lies between 0, for an allowed
     tensor, and 1, for an entirely forbidden one (Nye, Physical Properties of Crystals, 1957).
@@ -108,7 +108,7 @@ def symmetry_violation(tensor: ArrayLike, rotations: NDArray[np.float64], axes: 
         tensor: A polar tensor: float[3, ...] of rank 0 to 4, or with a pair of symmetric indices as one Voigt index in
             ASE's order xx, yy, zz, yz, xz, xy: [6] like a stress, [3, 6] like the piezoelectric e_ijk, [6, 6] like a
             stiffness. Voigt components must equal the tensor components: divide the factors 2 and 4 out of strains and
-            compliances first. Norms are those of the full tensor.
+            compliances first. Norms are taken of the full tensor.
         rotations: float64[n_operations, 3, 3], from `point_group`, in the frame of the tensor.
         axes: Kind of each index; inferred from its length, 3 or 6, if None.
 
@@ -145,7 +145,7 @@ def rotated(tensor: NDArray[np.float64], rotations: NDArray[np.float64]) -> NDAr
 
 
 def _cartesian(tensor: NDArray[np.float64], axes: Sequence[Axis] | None) -> NDArray[np.float64]:
-    """Expand every Voigt index into two Cartesian ones."""
+    """Expand every Voigt index into two Cartesian indices."""
     lengths = {"cartesian": 3, "voigt": 6}
     known: dict[int, Axis] = {3: "cartesian", 6: "voigt"}
     if axes is None:

@@ -1,4 +1,4 @@
-"""CIF, parsed by gemmi: a crystal is read if the file is unambiguous; otherwise it is rejected, with the reason.
+"""Reading of CIF, parsed by gemmi; a crystal whose description is ambiguous is rejected, with the reason.
 
 `tags` finds what a data block holds, `elements` and `sites` read the listed sites, `groups` and `symmetry` read the
 space group, `contents` reads what the file states about the content of its cell, and `crystal` combines these parts.

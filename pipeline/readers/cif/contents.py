@@ -16,8 +16,8 @@ from .tags import Tags, number
 
 _TERM = re.compile(r"([A-Z][a-z]?)(\d*\.?\d*)")
 _FORMULA = re.compile(r"(?:[A-Z][a-z]?\d*\.?\d*\s*)+")
-# Relative tolerances: larger than the rounding of printed cells, and about as large as one hydrogen atom missing from a
-# light molecule.
+# Relative tolerances: larger than the rounding of printed cells, and about as large as the effect of one missing
+# hydrogen atom in a light molecule.
 _VOLUME_TOLERANCE = 0.05
 _DENSITY_TOLERANCE = 0.05
 # Relative tolerance of formulas with fractional amounts, which chemical analyses round.
@@ -70,7 +70,7 @@ class Contents:
         return "" if self.formula else self._of_units(numbers)
 
     def _of_units(self, numbers: Sequence[int]) -> str:
-        """What contradicts the mass of a formula unit or the number of electrons in the cell."""
+        """Return what contradicts the mass of a formula unit or the number of electrons; empty if nothing does."""
         mass = _mass(numbers) / self.units if self.units > 0 else 0.0
         if mass and self.mass > 0 and abs(mass / self.mass - 1) > _DENSITY_TOLERANCE:
             return f"a formula unit has a mass of {mass:.1f} dalton, but the file states {self.mass:g}"
@@ -80,7 +80,7 @@ class Contents:
 
     @property
     def confirms(self) -> bool:
-        """Whether the stated content is complete enough to prove that no atom is missing if the atoms agree."""
+        """Whether the stated content, if the atoms agree with it, proves that no atom is missing."""
         whole = (bool(self.formula) or self.mass > 0) and self.units > 0
         return whole or self.density > 0 or self.electrons > 0
 
@@ -155,7 +155,7 @@ def _agrees(found: Mapping[int, int], wanted: Mapping[int, float]) -> bool:
 
 
 def _mass(numbers: Sequence[int]) -> float:
-    """Total mass of atoms with these atomic numbers, dalton."""
+    """Return the total mass of atoms with these atomic numbers, dalton."""
     return float(sum(gemmi.Element(number).weight for number in numbers))
 
 

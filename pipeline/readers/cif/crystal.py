@@ -1,4 +1,4 @@
-"""The crystal that a CIF data block describes."""
+"""Reading of the crystal that a CIF data block describes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ _UNQUOTED_GROUP = re.compile(
 
 
 def structure_from_cif(text: str) -> tuple[Structure, str]:
-    """Read the only crystal of a CIF text, and the name of its data block.
+    """Read the only crystal of a CIF text.
+
+    Returns:
+        The structure, and the name of its data block.
 
     Raises:
         InvalidStructureError: The text does not parse, has no unit cell or several crystals, or gives the symmetry only
@@ -112,7 +115,7 @@ Atoms = tuple[Sequence[int], Sequence[Sequence[float]]]
 
 
 def _atoms(symmetry: Statements, cell: gemmi.UnitCell, sites: Sites, contents: Contents) -> Atoms:
-    """Atoms of the cell according to the only reading of its symmetry that nothing contradicts.
+    """Return the atoms of the cell according to the only reading of its symmetry that nothing contradicts.
 
     Raises:
         InvalidStructureError: No reading fits, or several fit and give different atoms.

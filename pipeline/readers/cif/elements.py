@@ -15,7 +15,7 @@ _TYPE = re.compile(r"([A-Za-z]{1,2})(?:[0-9.]*[+-]|[+-][0-9.]*)?")
 _LABEL = re.compile(r"([A-Za-z]+)")
 _WATER = frozenset({"WAT", "OW", "WA"})
 _HYDROGEN, _OXYGEN = 1, 8
-# Letters that mark the place of an atom in a molecule: CA is the alpha carbon of an amino acid, or calcium.
+# Letters that mark the position of an atom in a molecule: CA is the alpha carbon of an amino acid, or calcium.
 _PLACES = frozenset("ABDEGHXTZ")
 _OF_MOLECULES = frozenset("CNOHS")
 _SYMBOL = r"(?:[A-Z][a-z]?)"
@@ -38,14 +38,14 @@ def is_element(symbol: str) -> bool:
 
 
 def mixed_elements(text: str) -> bool:
-    """Whether a symbol or label names two elements, as those of mixed sites do."""
+    """Whether a symbol or label names two elements, as on a mixed site."""
     found = _MIXED.match(text)
     return found is not None and all(is_element(part) for part in found.groups() if part is not None)
 
 
 @lru_cache(maxsize=1 << 14)
 def plain_type(value: str) -> int:
-    """Atomic number of a type symbol as written in a CIF, if it is unambiguous on its own; otherwise 0."""
+    """Return the atomic number of a type symbol as written in a CIF; 0 if it is ambiguous on its own."""
     found = _TYPE.fullmatch(gemmi.cif.as_string(value).strip())
     if found is None:
         return 0
@@ -107,7 +107,7 @@ def _number(symbol: str) -> int:
 
 
 def _certain(letters: str, number: int, known: Collection[int], *, of_label: bool) -> bool:
-    """Whether two letters in the wrong case can only mean the element of that symbol."""
+    """Whether two letters in the wrong case can only mean the element with that symbol."""
     first, second = letters[0], letters[1]
     if known:
         single = gemmi.Element(first).atomic_number if is_element(first) else 0

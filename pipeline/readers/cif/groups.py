@@ -61,13 +61,13 @@ def other_settings(number: int) -> tuple[gemmi.SpaceGroup, ...]:
 
 
 def _settings(group: gemmi.SpaceGroup) -> tuple[gemmi.SpaceGroup, ...]:
-    """A setting of a space group, and the settings that differ from it only in origin or axes."""
+    """Return a setting of a space group, and the settings that differ from it only in origin or axes."""
     return tuple(other for other in other_settings(group.number) if other.hm == group.hm)
 
 
 @cache
 def _index() -> dict[str, tuple[gemmi.SpaceGroup, ...]]:
-    """Settings by compact symbol: as tabulated, short, and without the bars of older cubic symbols."""
+    """Return the settings by compact symbol: as tabulated, short, and without bars, as in older cubic symbols."""
     exact, derived = defaultdict(list), defaultdict(list)
     for group in gemmi.spacegroup_table():
         exact[_compact(group.hm)].append(group)
@@ -84,7 +84,10 @@ def _index() -> dict[str, tuple[gemmi.SpaceGroup, ...]]:
 
 
 def _shortened(symbol: str, kept: int) -> str:
-    """Full symbol without axes that have a mirror or glide plane, except the first: ``p63/m2/m2/c`` is ``p63/mmc``."""
+    """Shorten a full symbol: drop the axes that have a mirror or glide plane, except the first `kept` of them.
+
+    With `kept` = 1, ``p63/m2/m2/c`` becomes ``p63/mmc``.
+    """
     axes = list(_AXIS_OF_PLANE.finditer(symbol))[kept:]
     for axis in reversed(axes):
         symbol = symbol[: axis.start()] + symbol[axis.end() :]
@@ -92,5 +95,5 @@ def _shortened(symbol: str, kept: int) -> str:
 
 
 def _compact(name: str) -> str:
-    """Symbol in lower case without spaces, underscores and the parentheses of screw axes."""
+    """Return a symbol in lower case, without spaces, underscores or the parentheses of screw axes."""
     return re.sub(r"\(([1-5])\)", r"\1", re.sub(r"[\s_]+", "", name.lower()))

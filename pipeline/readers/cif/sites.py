@@ -1,4 +1,4 @@
-"""Listed sites of a CIF: elements and coordinates, without dummy atoms; disordered sites are rejected."""
+"""Reading of the sites that a CIF lists, without dummy atoms; disordered sites are rejected."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Sites:
         numbers: Atomic numbers.
         frac_coord: Fractional coordinates.
         multiplicities: Stated numbers of equivalent sites, as written; None if not stated.
-        hydrogens: Number of hydrogen atoms that are said to have no coordinates.
+        hydrogens: Number of hydrogen atoms that the CIF attaches to sites without listing their coordinates.
     """
 
     numbers: Sequence[int]
@@ -44,7 +44,8 @@ def read_sites(block: gemmi.cif.Block, tags: Tags, known: Collection[int]) -> Si
         known: Elements of the chemical formula; empty if it is not given.
 
     Raises:
-        InvalidStructureError: There are no sites, or one is disordered, has no coordinates or no known element.
+        InvalidStructureError: There are no sites, or a site is disordered, has several elements or an unknown one, or
+            has no coordinates.
     """
     columns = _atoms_only(tags.site_columns(block))
     if columns and not any(columns.values()):
@@ -77,7 +78,7 @@ def read_sites(block: gemmi.cif.Block, tags: Tags, known: Collection[int]) -> Si
 
 
 def _atoms_only(columns: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Columns without the dummy atoms, which mark positions such as the centre of a ring."""
+    """Return the columns without dummy atoms, which mark positions such as the centre of a ring."""
     flags = [flag.lower() for flag in columns.get("calc_flag", ())]
     if "dum" not in flags:
         return columns
@@ -115,7 +116,7 @@ def _coordinates(texts: Sequence[str], names: Sequence[str]) -> list[float]:
 def _elements(
     numbers: Sequence[int], types: Sequence[str] | None, labels: Sequence[str] | None, known: Collection[int]
 ) -> list[int]:
-    """Elements of sites, including sites whose type symbol alone does not determine the element."""
+    """Return the elements of sites, including sites whose type symbol alone does not determine the element."""
     kinds, names = _texts(types, len(numbers)), _texts(labels, len(numbers))
     listed = {*numbers, *(plain_type(name.rstrip("0123456789")) for name in names)}
     out = []
@@ -127,7 +128,7 @@ def _elements(
 
 
 def _texts(values: Sequence[str] | None, count: int) -> list[str]:
-    """Values without quotes; empty where they are unknown."""
+    """Return values without quotes; unknown values become empty."""
     if values is None:
         return [""] * count
     return ["" if text in UNKNOWN else text for text in (gemmi.cif.as_string(value).strip() for value in values)]
@@ -135,7 +136,7 @@ def _texts(values: Sequence[str] | None, count: int) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _occupancy(value: str) -> float:
-    """Occupancy, 1 for the default ``.``, NaN if it is unknown or not a number."""
+    """Return an occupancy: 1 for the default ``.``, NaN if it is unknown or not a number."""
     return 1.0 if value == "." else number(value)
 
 

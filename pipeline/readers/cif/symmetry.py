@@ -1,4 +1,4 @@
-"""Symmetry of a data block: its possible readings, and the atoms that each of them generates."""
+"""Symmetry of a data block: the possible readings of what it states, and the atoms that each reading generates."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Statements:
     """What a data block states about its symmetry.
 
     Attributes:
-        readings: Readings; more than one if the statements are ambiguous or contradict each other.
+        readings: Possible readings; more than one if the statements are ambiguous or contradict each other.
         conflict: Why there are several readings.
         stated: Whether the block gives any symmetry; if not, it lists all atoms.
     """
@@ -103,14 +103,14 @@ def read_symmetry(block: gemmi.cif.Block, tags: Tags, cell: gemmi.UnitCell) -> S
 
 @lru_cache(maxsize=4096)
 def _says_nothing(operations: tuple[str, ...], values: tuple[str, ...]) -> bool:
-    """Whether a block gives no symmetry, which means that it lists all atoms."""
+    """Whether a block gives no symmetry beyond P 1, which means that it lists all atoms."""
     plain = {gemmi.cif.as_string(text).replace(" ", "").upper() for text in values}
     listed = [gemmi.cif.as_string(text).replace(" ", "").lower() for text in operations]
     return plain <= {*UNKNOWN, "1", "P1"} and listed in ([], [_IDENTITY])
 
 
 def _magnetic_operations(block: gemmi.cif.Block, tags: Tags) -> tuple[str, ...]:
-    """Operations of a magnetic group, combined with its centring translations, without time reversal."""
+    """Return the operations of a magnetic group, combined with its centring translations, without time reversal."""
     lists = []
     for name in MAGNETIC_OPERATIONS:
         values = [gemmi.cif.as_string(value).strip() for value in tags.column(block, name) or [_IDENTITY]]
@@ -174,7 +174,7 @@ def _statements(
 
 @lru_cache(maxsize=1024)
 def _by_operations(texts: tuple[str, ...]) -> Reading:
-    """Reading of a list of operations.
+    """Return the reading of a list of operations.
 
     Raises:
         InvalidStructureError: An operation does not parse, or the operations do not form a group.
@@ -196,7 +196,7 @@ def _by_operations(texts: tuple[str, ...]) -> Reading:
 
 
 def _codes(rotations: NDArray[np.int64], shifts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One number for each operation, for comparison: int64[n]."""
+    """Encode each operation as one number, for comparison: int64[n]."""
     digits = np.concatenate([rotations.reshape(-1, 9) + 2, shifts], axis=1)
     code = np.zeros(len(digits), dtype=np.int64)
     for column in digits.T:
@@ -205,7 +205,7 @@ def _codes(rotations: NDArray[np.int64], shifts: NDArray[np.int64]) -> NDArray[n
 
 
 def _by_names(values: dict[str, str], cell: gemmi.UnitCell) -> list[list[Reading]]:
-    """Readings of each name or number of a group.
+    """Return the readings of each name, number or Hall symbol of a group.
 
     Raises:
         InvalidStructureError: A name or number is not understood.
@@ -238,7 +238,7 @@ def _by_names(values: dict[str, str], cell: gemmi.UnitCell) -> list[list[Reading
 
 
 def _narrowed(statements: list[list[Reading]]) -> list[list[Reading]]:
-    """The statements, without settings that another statement about the same group rules out."""
+    """Remove settings that another statement about the same group rules out."""
     names = [{reading.name for reading in group} for group in statements]
     out = []
     for group in statements:
@@ -256,7 +256,7 @@ def _agreeing(group: list[Reading], reading: Reading) -> list[Reading]:
 
 
 def _of_number(text: str, cell: gemmi.UnitCell) -> tuple[gemmi.SpaceGroup, ...]:
-    """Settings of a group given by its number; a non-standard setting only if the cell requires it."""
+    """Return the settings of a group given by its number; a non-standard setting only if the cell requires it."""
     if not text.isdigit() or not 1 <= int(text) <= LARGEST_NUMBER:
         raise InvalidStructureError(f"symmetry not understood (space group number {text})")
     standard = groups_by_number(int(text))
@@ -266,7 +266,7 @@ def _of_number(text: str, cell: gemmi.UnitCell) -> tuple[gemmi.SpaceGroup, ...]:
 
 
 def _of_the_cell(groups: Sequence[gemmi.SpaceGroup], cell: gemmi.UnitCell) -> Sequence[gemmi.SpaceGroup]:
-    """Settings whose axes fit the cell; for a short monoclinic symbol, only the most common setting."""
+    """Return the settings whose axes fit the cell; for a short monoclinic symbol, only the most common setting."""
     fitting = [group for group in groups if _tabulated(group).fits(cell)]
     if not fitting:
         return groups
@@ -295,9 +295,9 @@ _NO_SYMMETRY = replace(_ALL_LISTED, stated=False)
 def generated(
     reading: Reading, cell: gemmi.UnitCell, numbers: Sequence[int], frac_coord: Sequence[Sequence[float]]
 ) -> tuple[list[int], list[list[float]], list[int]]:
-    """Return the atoms of the cell: atomic numbers, fractional coordinates, and the listed site of each.
+    """Return the atoms of the cell: atomic numbers, fractional coordinates, and the index of each atom's listed site.
 
-    Images of one site within 0.4 angstrom are one atom on a special position (gemmi).
+    gemmi treats images of one site within 0.4 angstrom as one atom on a special position.
     """
     if reading.trivial:
         return list(numbers), [list(xyz) for xyz in frac_coord], list(range(len(numbers)))
@@ -324,7 +324,7 @@ def generated(
 def without_repeats(
     numbers: Sequence[int], frac_coord: Sequence[Sequence[float]], origins: Sequence[int], cell: gemmi.UnitCell
 ) -> list[int]:
-    """Indices of the atoms that no earlier site has generated: some files also list equivalent sites."""
+    """Return the indices of the atoms that no earlier site has generated: some files also list equivalent sites."""
     if len(numbers) > _MOST_COMPARED:
         return list(range(len(numbers)))
     frac, kinds, sites = np.array(frac_coord), np.array(numbers), np.array(origins)
@@ -355,7 +355,7 @@ def same_atoms(
 def _distances(
     first: NDArray[np.float64], second: NDArray[np.float64], vectors: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Distances between atoms, exact if they are short: float64[n, m], angstrom."""
+    """Return the distances between atoms, exact if they are short: float64[n, m], angstrom."""
     difference = first[:, None] - second
     distances: NDArray[np.float64] = np.linalg.norm((difference - np.rint(difference)) @ vectors, axis=-1)
     return distances
