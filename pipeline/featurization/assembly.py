@@ -1,4 +1,4 @@
-"""The last stage of a featurization: combine parts and existing stores into one store."""
+"""The last stage of a featurization, which combines parts and existing stores into one store."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def assemble(
         append: Whether to keep every structure of `base`, duplicates included.
 
     Returns:
-        SHA-256 of every shard, and the numbers of records read, stored, failed and duplicate, including the records of
-        `base`.
+        SHA-256 of the rows of every shard, by ``name/shard``; and the numbers of records read, stored, failed and
+        duplicate, including the records of `base`.
 
     Raises:
         StoreError: Two stores have arrays with the same name and different shapes or units.
@@ -65,7 +65,7 @@ def assemble(
 
 
 def joined_specs(specs: Sequence[ArraySpec], base: Sequence[GraphStore]) -> tuple[ArraySpec, ...]:
-    """Arrays of a store that combines parts and base stores.
+    """Return the arrays of a store that combines parts and base stores.
 
     Raises:
         StoreError: Arrays with the same name differ in shape or unit.
@@ -87,11 +87,11 @@ def _shape_and_unit(spec: ArraySpec) -> str:
 
 
 def described(store: GraphStore) -> dict[str, Any]:
-    """Provenance of a store, as recorded in a store that includes its rows."""
+    """Return the provenance of a store, as recorded in a store that includes its rows."""
     names = ("inputs_sha256", "inputs", "recipe", "counts", "appended_to", "merged_from")
     return {"store_hash": store.store_hash, **{name: store.attrs[name] for name in names if name in store.attrs}}
 
 
 def bytes_of(folder: Path) -> int:
-    """Total size of all files in a folder, in bytes."""
+    """Return the total size of all files in a folder, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -83,7 +83,7 @@ def select_distinct(
 
 
 def _identities(source: Rows, dedup: Dedup) -> dict[str, NDArray[Any]]:
-    """Arrays by which the structures of a source are compared with others."""
+    """Return the arrays by which the structures of a source are compared with others."""
     names = ["structure_hash", "status"]
     if isinstance(source, PartRows):
         names += ["id_digest", "label_digest", *(["crystal_key", "crystal_vector"] if dedup is Dedup.CRYSTAL else [])]
@@ -95,7 +95,7 @@ def _identities(source: Rows, dedup: Dedup) -> dict[str, NDArray[Any]]:
 
 
 def _identities_of_store(source: StoreRows, dedup: Dedup) -> dict[str, NDArray[Any]]:
-    """Digests and keys of a store, recomputed because stores do not hold them: only comparisons need them."""
+    """Recompute the digests and keys of a store, which does not hold them because only comparisons need them."""
     store = opened(source.path, source.store_hash)
     block = store.block(source.start, source.stop, labels=True)
     per_atom = {name: np.split(values, block.atom_start[1:]) for name, values in block.atom_labels.items()}
@@ -115,7 +115,7 @@ def _identities_of_store(source: StoreRows, dedup: Dedup) -> dict[str, NDArray[A
 
 
 def _structure_reader(sources: Sequence[Rows], offsets: NDArray[np.int64]) -> Callable[[int], Structure]:
-    """A function that reads a structure by its index across all sources; up to 32 sources stay in memory."""
+    """Return a function that reads a structure by its index across all sources; up to 32 sources stay in memory."""
 
     @lru_cache(maxsize=32)
     def geometry(place: int) -> tuple[dict[str, Any], NDArray[np.int64]]:
@@ -135,7 +135,7 @@ def _structure_reader(sources: Sequence[Rows], offsets: NDArray[np.int64]) -> Ca
 
 
 def first_equal(rows: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Index of the first row equal to each row: int64[n] from uint64[n, k]."""
+    """Return the index of the first row equal to each row: int64[n] from uint64[n, k]."""
     order = np.lexsort((np.arange(len(rows)), *rows.T))
     ordered = rows[order]
     new = np.ones(len(rows), dtype=bool)

@@ -28,7 +28,7 @@ class FeaturizeEstimate:
         records: Number of records in all sources.
         seconds: Time on one core, without the time to start workers.
         bytes_on_disk: Size of the store.
-        bytes_in_memory: Memory of one worker.
+        bytes_in_memory: Memory that one worker needs.
     """
 
     records: int
@@ -44,11 +44,11 @@ class FeaturizeEstimate:
 
 
 def estimate(sources: Sequence[str | Path], **settings: Any) -> FeaturizeEstimate:
-    """Estimate the cost of a featurization: featurize the first records into a scratch store and scale up.
+    """Estimate the cost of a featurization by featurizing the first records into a scratch store.
 
     Args:
         sources: Sources, as for `featurize`.
-        **settings: Settings, as for `featurize`; `limit` is the number of records to scale up to.
+        **settings: Settings, as for `featurize`; with `limit`, the estimate is for at most that many records.
 
     Raises:
         SourceError: As for `featurize`; or a source is a server, which does not report its number of records.

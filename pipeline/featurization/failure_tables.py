@@ -20,7 +20,7 @@ from .task import FAILURE_ARRAYS
 
 
 def totals(manifests: Iterable[PartManifest]) -> tuple[Counter[str], dict[str, int]]:
-    """Numbers of records read and failed in all parts, and the number of failures by reason."""
+    """Return the numbers of records read and failed in all parts, and the number of failures by reason."""
     counts: Counter[str] = Counter(read=0, failed=0)
     reasons: Counter[str] = Counter()
     for manifest in manifests:
@@ -48,7 +48,7 @@ def write_tables(
 
     Args:
         staging: Folders of the run.
-        manifests: Manifests of its parts.
+        manifests: Manifests of the parts of the run.
         sources: Sources of the rows of the store.
         selection: Which of the rows are kept.
         base: Stores whose tables come first.
@@ -69,7 +69,7 @@ def write_tables(
 
 
 def _origins(sources: Sequence[Rows], selection: Selection, rows: NDArray[np.int64]) -> list[tuple[str, int, str]]:
-    """source, source_index and structure_id of structures, given by their indices across all sources."""
+    """Return source, source_index and structure_id of structures, given their indices across all sources."""
     found: list[tuple[str, int, str]] = [("", 0, "")] * len(rows)
     places = np.searchsorted(selection.offsets, rows, side="right") - 1
     for place in np.unique(places):

@@ -78,38 +78,38 @@ def featurize(
 
     Args:
         sources: Files, folders, globs and URLs (see `pipeline.sources.discovery.find_files`) that contain CIF, POSCAR,
-            CSV, parquet, extended XYZ, VASP output, JSON, JSON lines, ASE databases, and zip and tar archives of such
-            files; ``optimade:URL`` queries a server.
+            CSV, parquet, extended XYZ, VASP output, JSON, JSON lines, ASE databases, or zip or tar archives of text
+            files in these formats; ``optimade:URL`` queries a server.
         out: Store to write: a path, or the URL of an object store, in which case the run works in the current folder.
         cutoff: Cutoff of the neighbour graph, angstrom. Default: 5, or the cutoff of the store that is being extended.
         labels: Where to find labels in the records. By default, extended XYZ, ASE databases, vasprun.xml and OUTCAR
-            give energy, forces and stress; in other formats no label is guessed.
+            give energy, forces and stress; other formats give no labels.
         options: How files are read.
-        id_field: Field that holds the id of a structure.
+        id_field: Field that holds the id of a structure; None tries `pipeline.featurization.task.ID_FIELDS`.
         dedup: ``exact`` drops a structure if an earlier one has the same cell and the same sites in the same order,
             unless its labels differ from those of every earlier copy; ``crystal`` drops a structure if an earlier one
             is the same crystal, regardless of the choice of cell, origin, site order, orientation and labels.
         max_atoms: Structures with more atoms than this are recorded as failures.
         max_edges: Structures with more edges than this are recorded as failures.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
-        limit: Read only the first `limit` records.
+        limit: Read only the first `limit` records; None reads all.
         append: Add to an existing store.
-        overwrite: Replace an existing store.
+        overwrite: Replace an existing store, and discard an unfinished run with different settings.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 
     Returns:
-        Numbers of records read, stored, failed and duplicate.
+        Report with the numbers of records read, stored, failed and duplicate.
 
     Raises:
         SourceError: A source is missing or cannot be read, no structure could be stored, or `cutoff` is not between
             0.1 and 100 angstrom.
-        LabelError: A label, column or id field is missing from the data, a unit is invalid, or the name of a label or
-            column is already in use.
+        LabelError: A label, column or id field is missing from the data, a unit is invalid, a tensor has a rank above
+            4, or the name of a label or column is invalid or already in use.
         OutputExistsError: The output exists, cannot be written or is an input; another run is writing it; or an
             unfinished run has different settings.
         StoreError: The store to append to cannot be read, or differs in cutoff or in the shape or unit of a label; or
             an input changes during the run.
-        EquiscreenError: No Dask cluster answers or can be started, or its workers are lost.
+        EquiscreenError: No Dask cluster answers or can be started, or its workers are lost or have different versions.
         ValueError: `dedup` is neither ``exact`` nor ``crystal``.
     """
     begin = time.monotonic()
@@ -150,7 +150,7 @@ def featurize(
 
 
 def _find_sources(named: Sequence[str], options: ReadOptions) -> tuple[list[SourceFile], list[str]]:
-    """Files to read, and OPTIMADE servers to download from.
+    """Return the files to read, and the OPTIMADE servers to download from.
 
     Raises:
         SourceError: A file does not exist, or no sources are given.
@@ -221,7 +221,7 @@ def _featurize(
 def _make_parts(
     run: StoreRun, files: Sequence[SourceFile], settings: FeaturizeSettings, limit: int | None
 ) -> tuple[Plan, list[PartManifest]]:
-    """Featurize the partitions that earlier runs did not finish."""
+    """Featurize the partitions that earlier runs did not finish; return the plan and the manifests of all parts."""
     plan = Plan(
         files,
         run.staging.spool,
@@ -256,7 +256,7 @@ def _stores_to_extend(out: str | Path, cutoff: float | None) -> list[GraphStore]
 
 
 def _download(source: str, staging: Staging, options: RunOptions) -> SourceFile:
-    """Download the structures of an OPTIMADE server."""
+    """Download the structures of an OPTIMADE server, unless an earlier run has, and return the file with them."""
     from ..sources.optimade_client import fetch  # noqa: PLC0415 - needs an extra
 
     url = source.removeprefix(OPTIMADE_PREFIX)
@@ -269,7 +269,7 @@ def _download(source: str, staging: Staging, options: RunOptions) -> SourceFile:
 
 
 def _wanted_columns(settings: FeaturizeSettings) -> frozenset[str]:
-    """Columns of a table that a run reads, besides those of the structure."""
+    """Return the columns of a table that a run reads besides the structure."""
     paths = [rule.path for rules in settings.mapping.labels.values() for rule in rules]
     paths += [key for rules in settings.mapping.labels.values() for rule in rules for key in rule.when]
     paths += settings.mapping.columns
@@ -279,7 +279,7 @@ def _wanted_columns(settings: FeaturizeSettings) -> frozenset[str]:
 
 
 def _labels_not_found(mapping: LabelMapping, found: Collection[str]) -> tuple[str, ...]:
-    """Names of the requested labels that no structure has.
+    """Return the names of the requested labels that no structure has.
 
     Args:
         mapping: Labels to read.
@@ -291,7 +291,7 @@ def _labels_not_found(mapping: LabelMapping, found: Collection[str]) -> tuple[st
 
 
 def _unread(manifests: Sequence[PartManifest]) -> tuple[tuple[str, str, int], ...]:
-    """Fields that look like labels but are not read: name, label and number of structures."""
+    """List the fields that look like labels but are not used: name, label and number of structures."""
     counts: Counter[tuple[str, str]] = Counter()
     for manifest in manifests:
         counts.update({(key, label): count for key, label, count in manifest.notes["unread"]})

@@ -42,18 +42,18 @@ def merge(
         out: Path or URL of the store to write.
         dedup: Which structures count as duplicates, ``exact`` or ``crystal``, as for `featurize`; the first is kept.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
-        overwrite: Replace an existing store.
+        overwrite: Replace an existing store, and discard an unfinished run with different settings.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 
     Returns:
-        Numbers of records read, stored, failed and duplicate.
+        Report; its numbers of records read, failed and duplicate include the runs that made the stores.
 
     Raises:
         StoreError: No stores are given, a store cannot be read or changes during the run, or the stores differ in
             cutoff or in the shape or unit of a label.
         OutputExistsError: The output exists, cannot be written or is an input; another run is writing it; or an
             unfinished run has different settings.
-        EquiscreenError: No Dask cluster answers or can be started, or its workers are lost.
+        EquiscreenError: No Dask cluster answers or can be started, or its workers are lost or have different versions.
         ValueError: `dedup` is neither ``exact`` nor ``crystal``.
     """
     begin = time.monotonic()
@@ -104,7 +104,7 @@ def _open_compatible(paths: Sequence[str | Path]) -> list[GraphStore]:
 
 
 def _root_attrs(base: Sequence[GraphStore], out: str | Path, dedup: Dedup) -> dict[str, Any]:
-    """Root attributes of the merged store at `out`, without the counts."""
+    """Return the root attributes of the merged store at `out`, without the counts."""
     inputs = [(recorded_path(store.path, out), len(store), store.store_hash) for store in base]
     return {
         "schema": GRAPH_SCHEMA,

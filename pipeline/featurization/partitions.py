@@ -95,7 +95,7 @@ class Partition:
     Attributes:
         number: Number of the partition, in the order of the sources.
         content: Where the records are.
-        begin, end: Range of items of `content` to read: documents, rows, or the files of a `FileGroup`.
+        begin, end: Range of items of `content` to read, without `end`: documents, rows, or the files of a `FileGroup`.
     """
 
     number: int
@@ -109,7 +109,7 @@ class Partition:
         return PartKey(self.number, self.begin, self.end)
 
     def halves(self) -> tuple[Partition, ...]:
-        """The same items in two partitions; empty if there is only one item."""
+        """Divide the items into two partitions; return none if there is only one item."""
         return tuple(replace(self, begin=half.begin, end=half.end) for half in self.key.halves())
 
     def unread(self, reason: str) -> Iterator[RawRecord]:
@@ -152,7 +152,7 @@ def read_partition(partition: Partition, options: ReadOptions) -> Iterator[RawRe
 
 
 def _unread_file(file: SourceFile, reason: str) -> list[RawRecord]:
-    """Every record of a small file, with `reason` in place of its structure."""
+    """Return every record of a small file, with `reason` in place of its structure."""
     try:
         found = [unread_document(item, reason) for item in documents_of_file(file, file.detected(), Reading())]
     except SourceError:
@@ -194,7 +194,7 @@ class Plan:
     """Partitions of all sources; iterating over the plan reads the sources and yields `Partition` objects.
 
     Args:
-        files: Files to read, in order: of two equal structures, the first one is stored.
+        files: Files to read. Their order matters: of two equal structures, the first one is stored.
         folder: Folder of the spool files.
         limit: Number of records after which to stop; None reads all.
         columns: Columns of tables to read besides those of the structure; None reads all.
@@ -202,7 +202,7 @@ class Plan:
             finished it, so that no spool file is needed.
 
     Attributes:
-        aside: Members of archives that were skipped because their names are not those of structure files.
+        aside: Members of archives that were skipped because, by their names, they are not structure files.
         n_records: Number of records in the partitions yielded so far.
     """
 
@@ -224,7 +224,7 @@ class Plan:
         self._bytes_done = 0
 
     def expected(self) -> int:
-        """Estimate of the total number of records, from the fraction of bytes read so far."""
+        """Estimate the total number of records from the fraction of bytes read so far."""
         share = self._bytes_done / max(self._bytes_total, 1)
         found = round(self.n_records / share) if share > 0 else self.n_records
         return found if self.limit is None else min(found, self.limit)
@@ -350,7 +350,7 @@ class Plan:
                 raise SourceError(f"{file.name}: the column {name} appears {count} times; keep only one")
 
     def _columns_to_read(self, names: list[str]) -> list[str]:
-        """Columns of a table to read: all, unless its structures are in known columns."""
+        """Return the columns of a table to read: all, unless its structures are in known columns."""
         if self.columns is None or "cif" in map(str.lower, names) or not has_structure_columns(names):
             return names
         return [name for name in names if name in self.columns | STRUCTURE_COLUMNS]
@@ -367,7 +367,7 @@ class Plan:
             yield self._partition(RowRange(path, file, some, first), len(some))
 
     def _local_copy(self, file: SourceFile) -> Path:
-        """Path of a database on a local disk; a remote database is downloaded first."""
+        """Return the path of a database on a local disk; a remote database is downloaded first."""
         if file.local:
             return Path(file.path)
         path = self.folder / f"source-{hashlib.sha256(f'{file.name} {file.version}'.encode()).hexdigest()[:16]}"
@@ -381,24 +381,24 @@ class Plan:
 
 
 def _rows_at_once(table: pq.FileMetaData) -> int:
-    """Number of rows per partition, from the mean size of a row of the table."""
+    """Compute the number of rows per partition from the mean size of a row of the table."""
     size = sum(int(table.row_group(group).total_byte_size) for group in range(table.num_row_groups))
     return max(1, min(PARTITION_RECORDS, PARTITION_BYTES * int(table.num_rows) // max(size, 1)))
 
 
 def _unreadable(file: SourceFile, index: int, error: SourceError) -> Document:
-    """A document with a reason, for a small file that cannot be read; an error in a large file ends the run."""
+    """Make a document with a reason for a small file that cannot be read; an error in a large file ends the run."""
     return Document(file.name, index, file.format or Format.JSON, b"", reason=_reason(file, error))
 
 
 def _reason(file: SourceFile, error: SourceError) -> str:
-    """Reason for a failure, with the name of the file as the store records it."""
+    """Return the reason for a failure, with the name of the file as the store records it."""
     reason = str(error).removeprefix(f"{file.name}: ")
     return reason.replace(file.path, file.name) if file.local else reason
 
 
 def count_records(files: Sequence[SourceFile], limit: int | None) -> int:
-    """Number of records in the sources, up to a limit; a file that a worker would open itself counts as one.
+    """Count the records in the sources, up to a limit; a file that a worker would open itself counts as one.
 
     Raises:
         SourceError: A source cannot be read.

@@ -14,7 +14,8 @@ from ..sources.files import SourceFile
 from .partitions import Plan, read_partition
 from .task import FeaturizeSettings
 
-# If none of the first records, this many, has a mapped label, the mapping is considered wrong.
+# Numbers of records of a source, and of sources, to check first. If none of these records has a mapped label, the
+# mapping is considered wrong.
 PEEK_RECORDS = 50
 PEEK_SOURCES = 20
 
@@ -66,8 +67,8 @@ def _fields_absent(
     """Find wanted fields that none of the first records has.
 
     Returns:
-        Name of the first source, field paths of each item of `wanted` that is absent, and an example of the keys that
-        records have.
+        Name of the first source, field paths of each item of `wanted` that is absent, and the keys of the record with
+        the most fields.
     """
     records: list[RawRecord] = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -22,12 +22,12 @@ class FeaturizeReport:
 
     Attributes:
         path: Path or URL of the store, as given by the user.
-        read, stored, failed, duplicate: Numbers of structures in this run.
+        read, stored, failed, duplicate: Numbers of records in this run.
         reasons: Number of failures by reason.
         seconds: Wall time of this run.
         bytes_on_disk: Size of the store.
         in_store: Number of structures in the store; more than `stored` after an append.
-        aside: Members of archives that were skipped because their names are not those of structure files.
+        aside: Members of archives that were skipped because, by their names, they are not structure files.
         not_found: Requested labels that no structure has.
         unread: Fields that look like a label but are not read, or whose values contradict the label: the names of the
             field and of the label, and the number of structures.
@@ -82,7 +82,7 @@ class FeaturizeReport:
 
 
 def _unit(key: str, label: str) -> str:
-    """The unit of a field, in brackets, if the field's name shows that it differs from the label's unit."""
+    """Return the unit of a field, in brackets, if the field's name shows that it differs from the label's unit."""
     if label == STRESS and "virial" in key.lower():
         return "[eV]"
     return f"[eV{PER_ATOM_SUFFIX}]" if label == ENERGY and "per_atom" in key.lower() else ""

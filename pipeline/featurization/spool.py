@@ -1,4 +1,4 @@
-"""Spool files: records that the client has cut from a stream for one task to read, as Arrow files beside the parts."""
+"""Spool files: Arrow files with the records that the client has cut from a stream for one task to read."""
 
 from __future__ import annotations
 

@@ -101,16 +101,16 @@ class FeaturizeTask:
         return self.partition.key
 
     def split(self) -> list[FeaturizeTask]:
-        """The same records in two tasks; empty for a single record."""
+        """Divide the records into two tasks; return none for a single record."""
         return [replace(self, partition=half) for half in self.partition.halves()]
 
     def skipped(self) -> FeaturizeTask:
-        """The same task without reading its records."""
+        """Return the same task, set to record a failure without reading its record."""
         return replace(self, skip=True)
 
 
 def featurize_partition(task: FeaturizeTask) -> PartManifest:
-    """Read one partition and write its part: the body of a Dask task."""
+    """Read one partition, write its part, and return the manifest; this is the body of a Dask task."""
     rows = _Rows(task.settings)
     if task.skip:
         for record in task.partition.unread("the process that read this record died (out of memory, or a crash)"):
@@ -185,7 +185,7 @@ class _Rows:
     def _featurize(
         self, structure: Structure, fields: Mapping[str, Any], mapping: LabelMapping
     ) -> tuple[int, NeighborList, dict[str, NDArray[np.float64]]]:
-        """Status flags, neighbour list and labels of a structure."""
+        """Return status flags, neighbour list and labels of a structure."""
         neighbors = self._neighbors(structure)
         labels = mapping.extract(fields, len(structure), _volume(structure)) if mapping.labels else {}
         if not structure.pbc.all():
@@ -233,7 +233,7 @@ class _Rows:
         return stem if single and record.index == 0 else f"{stem}:{record.index}"
 
     def arrays(self) -> dict[str, Any]:
-        """All arrays of the part by name: those of the store's schema, the failures, and what deduplication needs."""
+        """Return all arrays of the part by name: rows of the store, failures, and what deduplication compares."""
         specs = {spec.name: spec for spec in graph_schema(self.settings.mapping)}
         n = len(self.structures)
         n_atoms = np.array([len(s) for s in self.structures], dtype=np.int32)
@@ -272,12 +272,12 @@ class _Rows:
 
 
 def _volume(structure: Structure) -> float:
-    """Volume of a crystal, angstrom^3; NaN unless all three directions are periodic."""
+    """Return the volume of a structure, angstrom^3; NaN unless all three directions are periodic."""
     return structure.volume if structure.pbc.all() else math.nan
 
 
 def label_digests(labels: Sequence[Mapping[str, NDArray[np.float64]]]) -> NDArray[np.uint64]:
-    """Digests of the labels of structures: uint64[n, 2], equal if all labels are equal; zero without labels."""
+    """Return digests of the labels of structures: uint64[n, 2], equal if all labels are equal; zero without labels."""
     digests = np.zeros((len(labels), 2), dtype=np.uint64)
     for row, found in enumerate(labels):
         if found:
@@ -287,7 +287,7 @@ def label_digests(labels: Sequence[Mapping[str, NDArray[np.float64]]]) -> NDArra
 
 
 def id_digests(ids: Sequence[str]) -> NDArray[np.uint64]:
-    """Digests of structure ids: uint64[n], equal if two ids are equal."""
+    """Return digests of structure ids: uint64[n], equal if two ids are equal."""
     content = b"".join(hashlib.blake2b(name.encode("utf-8", errors="replace"), digest_size=8).digest() for name in ids)
     return np.frombuffer(content, dtype=np.uint64)
 
