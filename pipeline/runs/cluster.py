@@ -1,4 +1,4 @@
-"""Connecting to a Dask cluster, or starting one on this machine."""
+"""Connection to a Dask cluster: a running one, or one started on this machine or in jobs of a batch system."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def jobs_kept() -> Iterator[None]:
 
 
 def jobs_of(client: Any) -> BatchJobs | None:
-    """The jobs of a batch system in which the client's workers run; None if they run elsewhere."""
+    """Return the jobs of a batch system in which the client's workers run; None if they run elsewhere."""
     kept = _kept_jobs.get()
     return next((jobs for jobs in kept.jobs.values() if jobs.cluster is client.cluster), None) if kept else None
 
@@ -100,8 +100,8 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
         A `distributed.Client`.
 
     Raises:
-        EquiscreenError: No cluster answers at the address, none can be started on this machine, or jobs cannot be
-            submitted.
+        EquiscreenError: No cluster answers at the address, a worker has different versions, no cluster can be started
+            on this machine, or jobs cannot be submitted.
         ConfigError: The cluster file is missing or invalid.
     """
     import dask  # noqa: PLC0415 - see below
@@ -147,7 +147,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
 
 @contextmanager
 def _connected_to_jobs(client_type: Any, system: BatchSystem, file: str) -> Iterator[Any]:
-    """A client of workers in jobs, which end with the outermost block of `jobs_kept`."""
+    """Open a client of workers in jobs; the jobs end with the outermost block of `jobs_kept`."""
     with jobs_kept():
         kept = _kept_jobs.get()
         assert kept is not None  # noqa: S101 - for the type checker
@@ -160,7 +160,7 @@ def _connected_to_jobs(client_type: Any, system: BatchSystem, file: str) -> Iter
 
 @contextmanager
 def _submitted(system: BatchSystem, file: str) -> Iterator[BatchJobs]:
-    """Jobs that run workers; they are cancelled at the end of the block."""
+    """Submit jobs that run workers, and cancel them at the end of the block."""
     import dask  # noqa: PLC0415 - see `connect`
 
     settings = BatchSettings.load(Path(file))
@@ -190,7 +190,7 @@ def _closed_at_last(cluster: Any) -> Iterator[Any]:
 
 
 def dashboard(client: Any) -> str | None:
-    """Address of the client's dashboard; None if bokeh is not installed, or the dashboard does not answer."""
+    """Return the address of the client's dashboard; None if bokeh is not installed or the dashboard does not answer."""
     if client.cluster is not None:  # started by `connect`
         services = client.cluster.scheduler_info.get("services", {})
         here = importlib.util.find_spec("bokeh") is not None and "dashboard" in services
@@ -204,14 +204,15 @@ def dashboard(client: Any) -> str | None:
 
 
 def works_elsewhere(client: Any) -> bool:
-    """Whether the workers may be on other machines: those of a running cluster or of a batch system."""
+    """Whether the workers may be on other machines: in a running cluster, or in jobs of a batch system."""
     return client.cluster is None or jobs_of(client) is not None
 
 
 def restore_workers(client: Any) -> None:
     """Replace workers that are gone for good, if `connect` started the cluster.
 
-    A nanny gives up if the worker that it restarts dies immediately. Jobs of a batch system are replaced without this.
+    A nanny gives up if the worker that it restarts dies immediately. Jobs of a batch system are replaced by
+    `BatchJobs`.
     """
     if client.cluster is not None and jobs_of(client) is None:
         client.cluster.scale(len(client.cluster.worker_spec))
@@ -221,7 +222,7 @@ def check_seen(path: str | Path) -> None:
     """Check, on a worker, that a file or folder of the run exists.
 
     Raises:
-        UnreachableError: The path does not exist here; this machine has a different file system.
+        UnreachableError: The path does not exist on the worker's machine, which may have a different file system.
     """
     if not Path(path).exists():
         raise UnreachableError(
@@ -231,7 +232,7 @@ def check_seen(path: str | Path) -> None:
 
 
 def this_worker() -> str:
-    """The worker that runs this task, by its address."""
+    """Name the worker that runs this task by its address; outside a worker, name this process."""
     from distributed import get_worker  # noqa: PLC0415 - see `connect`
 
     try:
@@ -242,10 +243,10 @@ def this_worker() -> str:
 
 @contextmanager
 def _connected(client_type: Any, address: str | None) -> Iterator[Any]:
-    """A client of a running cluster.
+    """Open a client of a running cluster.
 
     Raises:
-        EquiscreenError: No cluster answers, or a worker has other versions.
+        EquiscreenError: No cluster answers, or a worker has different versions.
     """
     try:
         with ThreadPoolExecutor(1) as pool:  # this thread may have an event loop already, as in a notebook
@@ -270,7 +271,7 @@ def _connected(client_type: Any, address: str | None) -> Iterator[Any]:
 
 
 def _certificate_problem(error: BaseException) -> str | None:
-    """Why the certificate of a server was rejected; None if an error has another cause. Dask leaves out the reason."""
+    """Return why a server's certificate was rejected, which Dask leaves out; None if an error has another cause."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):

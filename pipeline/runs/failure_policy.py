@@ -1,4 +1,4 @@
-"""Running tasks on a Dask cluster, with a policy for tasks that kill their worker."""
+"""Execution of tasks on a Dask cluster, with a policy for tasks that kill their workers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def run_tasks(
 
     Raises:
         EquiscreenError: A task killed its workers and there is no policy, no workers are left, the scheduler is lost,
-            or a worker has other versions or does not see a shared file.
+            or a worker has different versions or does not see a shared file.
         Exception: An error raised by a task; the tasks in flight are cancelled.
     """
     on_worker = _OnCheckedWorker(function, tuple(map(str, shared)), versions())
@@ -201,7 +201,7 @@ class _TasksInFlight(Generic[Item, Result]):
                 return next(future for future in self.items if future in ended)
 
     def _patience_s(self) -> int:
-        """Seconds without workers after which the run ends."""
+        """Return the time without workers after which the run ends, seconds."""
         if self.jobs is not None:
             return self.jobs.settings.wait_s
         return WITHOUT_WORKERS_S if self.client.cluster is None else min(WITHOUT_WORKERS_S, WITHOUT_PROCESSES_S)

@@ -58,7 +58,7 @@ class PartKey(NamedTuple):
         return f"{self.number:07d}-{self.begin:05d}-{self.end:05d}"
 
     def halves(self) -> tuple[PartKey, ...]:
-        """Keys of two parts with the same items; empty if there is only one item."""
+        """Return the keys of two parts with the same items; none if there is only one item."""
         middle = (self.begin + self.end) // 2
         if middle == self.begin:
             return ()
@@ -98,7 +98,7 @@ def send_part(function: Callable[[Any], PartManifest], task: Any) -> tuple[PartM
 
 
 def received_part(folder: Path, part: tuple[PartManifest, bytes]) -> PartManifest:
-    """Write a part that a worker has sent, as `write_part` would have written it; returns its manifest."""
+    """Write a part that a worker has sent, as `write_part` would have written it, and return its manifest."""
     manifest, content = part
     with atomic_path(folder / f"{manifest.key.stem}.npz") as scratch:
         scratch.write_bytes(content)
@@ -107,7 +107,7 @@ def received_part(folder: Path, part: tuple[PartManifest, bytes]) -> PartManifes
 
 
 def committed(folder: Path) -> list[PartManifest]:
-    """Manifests of all complete parts in a folder, in order.
+    """Return the manifests of all complete parts in a folder, in order.
 
     A part whose manifest is damaged, or whose arrays do not match the checksum in it, is skipped, so that it is made
     again.

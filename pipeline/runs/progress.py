@@ -102,13 +102,13 @@ class ProgressReport:
             print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     def time_left(self) -> str:
-        """Time left at the rate of this run, such as "12 min left"; empty while it is unknown."""
+        """Return the time left at the rate of this run, such as "12 min left"; empty while it is unknown."""
         if time.monotonic() - self._begin < _FIRST_S or self.done <= self._resumed or self.total <= self.done:
             return ""
         return duration((self.total - self.done) / self._rate()) + " left"
 
     def _rate(self) -> float:
-        """Items per second in this run."""
+        """Return the number of items per second in this run."""
         return (self.done - self._resumed) / max(time.monotonic() - self._begin, 1e-9)
 
     def _print_line(self) -> None:
@@ -137,7 +137,7 @@ class _TimeLeft(ProgressColumn):
 
 
 def duration(seconds: float) -> str:
-    """A duration in the unit that suits it: "45 s", "12 min", "5 h", "3 days"; "over 100 days" beyond that."""
+    """Format a duration in a suitable unit: "45 s", "12 min", "5 h", "3 days", or "over 100 days"."""
     if seconds < 2 * _MINUTE:
         return f"{seconds:,.0f} s"
     if seconds < 2 * _HOUR:

@@ -65,7 +65,7 @@ class Staging:
         return self.work / "spool"
 
     def manifests(self) -> dict[PartKey, PartManifest]:
-        """Manifests of all complete parts, including those of earlier runs."""
+        """Return the manifests of all complete parts, including parts of earlier runs."""
         return {manifest.key: manifest for manifest in committed(self.parts)}
 
     def publish(self, report: Mapping[str, Any]) -> None:
@@ -181,7 +181,7 @@ def staged_run(
 
 
 def make_working_folder(folder: Path, out: str | Path, lock: str) -> None:
-    """Make the folder of unfinished work, or use that of an earlier run; it is removed when the run is complete.
+    """Make the folder of unfinished work, or accept the folder of an earlier run.
 
     Args:
         folder: The folder.
@@ -227,7 +227,7 @@ def _digest(identity: Mapping[str, Any]) -> str:
 
 
 def _settings_digest(identity: Mapping[str, Any], target: Target) -> str:
-    """Digest of an identity without the store that is being extended, and of the URL, if the output has one.
+    """Return a digest of an identity, without the store that is being extended, and of the URL, if the output has one.
 
     The URL is included because two URLs might share a working folder, and a run must publish to its own URL only.
     """
@@ -247,7 +247,7 @@ def _restore_replaced(target: Target) -> None:
 
 
 def check_place(out: Path, inputs: Iterable[Path | str]) -> None:
-    """Check that the output neither is, contains, nor lies inside one of the inputs.
+    """Check that the output neither is nor contains one of the inputs, and does not lie inside an input store.
 
     Raises:
         OutputExistsError: The output overlaps an input.
@@ -260,7 +260,7 @@ def check_place(out: Path, inputs: Iterable[Path | str]) -> None:
 
 
 def check_file(out: str | Path, inputs: Iterable[Path | str] = (), *, overwrite: bool) -> Path:
-    """Check, before any work is done, that a file can be written; returns its path.
+    """Check, before any work is done, that a file may be written, and return its path.
 
     Args:
         out: File to write.
@@ -294,7 +294,7 @@ def _check_free(target: Target, *, replace: bool) -> None:
 
 
 def whole_parts(manifests: Iterable[PartManifest]) -> list[PartManifest]:
-    """Parts in order, with every item in one part only: a part supersedes the smaller ones that it contains."""
+    """Return parts in order, with every item in one part only: a part supersedes the smaller parts that it contains."""
     kept: list[PartManifest] = []
     for manifest in sorted(manifests, key=lambda manifest: (manifest.number, manifest.begin, -manifest.end)):
         if not kept or kept[-1].number != manifest.number or manifest.begin >= kept[-1].end:
@@ -303,7 +303,7 @@ def whole_parts(manifests: Iterable[PartManifest]) -> list[PartManifest]:
 
 
 def missing_items(manifests: Iterable[PartManifest], count: int) -> list[tuple[int, int]]:
-    """Ranges of items of a partition that no part holds.
+    """Find the ranges of items of a partition that no part holds.
 
     Args:
         manifests: Parts of the partition.

@@ -27,11 +27,11 @@ class StepsFolder:
 
     Attributes:
         noun: What the folder holds, such as "campaign". The plan is in ``NOUN.json``.
-        differences: Text with which messages describe a difference, by the name of the part of the plan that differs;
-            for other parts, messages give both values.
+        differences: Descriptions of a difference for messages, by the name of the part of the plan that differs; for
+            other parts, messages give both values.
         outputs: Names of all files and folders of a run of this kind, with `*` for any text. While they are being
             written, they have an additional suffix, as in ``NAME.partial``.
-        notes: Names of files that mean nothing without the stores of the steps.
+        notes: Names of files that are useless without the stores of the steps.
         first_use: For parts of the plan, by name, the outputs that depend on them. A part may change until one of these
             outputs exists or is being made, so that a mistake in the settings of a late step can be corrected without
             repeating the steps before it.
@@ -120,7 +120,7 @@ class StepsFolder:
             write_mark(path, plan)
 
     def _free(self, folder: Path) -> set[str]:
-        """Parts of the plan that no output in a folder depends on yet."""
+        """Return the parts of the plan that no output in a folder depends on yet."""
         held = {one.name.removesuffix(".partial") for one in folder.iterdir()}
         return {name for name, outputs in self.first_use.items() if held.isdisjoint(outputs)}
 
@@ -152,7 +152,7 @@ class StepsFolder:
         return any(fnmatchcase(name, output) or fnmatchcase(name, f"{output}.partial") for output in self.outputs)
 
     def _held(self, folder: Path) -> list[Path]:
-        """What a folder holds besides the plan and the lock file."""
+        """List what a folder holds besides the plan and the lock file."""
         return [one for one in sorted(folder.iterdir()) if one.name not in (self.plan_file, self.lock_file)]
 
     def _clear(self, folder: Path) -> None:
@@ -179,7 +179,7 @@ class StepsFolder:
                 (folder / name).unlink(missing_ok=True)
 
     def _differences(self, found: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
-        """How the run in a folder differs from a plan, as text."""
+        """Describe how the plan of the run in a folder differs from another plan."""
         differences = []
         for name, new in plan.items():
             old = found.get(name)

@@ -1,4 +1,4 @@
-"""Versions that workers share with the process that starts a run: otherwise their results could differ."""
+"""The check that workers have the same versions as the process that starts a run: results could otherwise differ."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Versions = tuple[tuple[str, str], ...]
 
 @lru_cache(maxsize=1)
 def versions() -> Versions:
-    """Names and versions of what matters in this process: Python, equiscreen and ONNX Runtime."""
+    """Return the names and versions of Python, equiscreen and, if installed, ONNX Runtime in this process."""
     found = {_PYTHON: platform.python_version()}
     for module, distributions in _DISTRIBUTIONS.items():
         for distribution in distributions:
@@ -36,7 +36,7 @@ def check_versions(wanted: Versions, worker: str) -> None:
     """Check, on a worker, that it has the versions of the process that started the run.
 
     Args:
-        wanted: Result of `versions` there.
+        wanted: Result of `versions` in the process that started the run.
         worker: Name of the worker, for the message.
 
     Raises:
@@ -46,9 +46,9 @@ def check_versions(wanted: Versions, worker: str) -> None:
 
 
 def check_workers(client: Any) -> None:
-    """Check the versions of all workers that are connected, before anything of equiscreen is sent to them.
+    """Check the versions of all connected workers before any of equiscreen's functions are sent to them.
 
-    The functions that run there are those of the standard library, since a worker may lack equiscreen.
+    The check runs only functions of the standard library on the workers, since a worker may lack equiscreen.
 
     Raises:
         EquiscreenError: Equiscreen is not installed on a worker, or some version differs.
@@ -76,7 +76,7 @@ def check_workers(client: Any) -> None:
 
 
 def _compare(wanted: Mapping[str, str], found: Mapping[str, str], worker: str) -> None:
-    """Compare versions of a worker with those of this run; for Python, only the first two numbers matter."""
+    """Compare a worker's versions with the wanted versions; for Python, only the first two numbers matter."""
     for name, expected in wanted.items():
         other = found.get(name, expected)  # a worker without ONNX Runtime can do everything but evaluate models
         if _significant(name, other) != _significant(name, expected):

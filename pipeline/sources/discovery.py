@@ -38,7 +38,7 @@ _INSTALL = {"s3": "s3fs", "http": "aiohttp", "https": "aiohttp", "gs": "gcsfs", 
 
 
 def path_names(paths: Paths) -> list[str]:
-    """Return one path or URL, or several, as a list of strings."""
+    """Return one or several paths or URLs as a list of strings."""
     return [str(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
 
 
@@ -74,17 +74,17 @@ def is_server(source: str) -> bool:
 
 
 def server_name(source: str) -> str:
-    """Name under which the structures of a server are recorded: its query without secrets."""
+    """Return the name under which the structures of a server are recorded: its query without secrets."""
     return redact_urls(source, _OPTIMADE_PARAMETERS)
 
 
 def file_name(source: str) -> str:
-    """Name of the file or archive member that a recorded source refers to, without folder and query."""
+    """Return the name of the file or archive member that a recorded source refers to, without folder and query."""
     links = source.split("::")
     last = next((place for place, link in enumerate(links) if not _WRAPPER.match(link)), len(links) - 1)
     chain, member = links[: last + 1], "::".join(links[last + 1 :])
     if member and last == 0 and "://" not in source and not _ARCHIVE.search(links[0]):
-        name = source  # of a local file
+        name = source  # a local file whose name contains "::"
     else:
         name = member or next((link for link in chain if "/" in link or link is chain[-1]), "")
     return PurePosixPath(without_query(name)).name
@@ -125,7 +125,7 @@ def _resolved(source: str, form: Format | None) -> list[SourceFile]:
 def _several(
     source: str, path: str, fs: fsspec.AbstractFileSystem, found: Mapping[str, dict[str, Any]], form: Format | None
 ) -> list[SourceFile]:
-    """The files of a folder or glob; a file that cannot be read is recorded as a failure and does not end the run."""
+    """Return the files of a folder or glob; a file that cannot be read becomes a failure and does not end the run."""
     files = []
     for name, info in sorted(found.items()):
         try:
@@ -159,7 +159,7 @@ def _without_stores(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
 
 
 def _wildcards(fs: fsspec.AbstractFileSystem, path: str) -> frozenset[str]:
-    """The wildcards in a path. In a web URL, "?" begins a query, whose values may contain anything."""
+    """Return the wildcards in a path. In a web URL, "?" begins a query, whose values may contain anything."""
     return _GLOB & set(path.partition("?")[0] if "http" in _protocols(fs) else path)
 
 
@@ -187,7 +187,7 @@ def _file_system(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def _options(source: str) -> dict[str, Any]:
-    """Options for fsspec that differ from its defaults."""
+    """Return options for fsspec that differ from its defaults."""
     if not source.startswith(("http://", "https://")):
         return {}
     import aiohttp  # noqa: PLC0415 - only needed here
@@ -197,14 +197,14 @@ def _options(source: str) -> dict[str, Any]:
 
 
 def _hint(error: Exception) -> str:
-    """Advice to append to the message of an error about permissions or credentials."""
+    """Return advice to append to the message of an error about permissions or credentials; empty for other errors."""
     if "credentials" in f"{type(error).__name__} {error}".lower() or isinstance(error, PermissionError):
         return "; check your permissions (for S3, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
     return ""
 
 
 def _found_name(source: str, path: str, found: str) -> str:
-    """Name of a file found in a folder or by a glob, in the form in which the user wrote the source."""
+    """Return the name of a file found in a folder or by a glob, in the form in which the user wrote the source."""
     if found.startswith(("http://", "https://")):  # links of a page hold whole URLs
         return found
     fixed = path if not _GLOB & set(path) else path[: min(path.index(char) for char in _GLOB & set(path))]
@@ -219,7 +219,7 @@ def _found_name(source: str, path: str, found: str) -> str:
 
 
 def _recorded_name(name: str) -> str:
-    """A name that can be stored: UTF-8, and without the secrets of a URL."""
+    """Return a name that can be stored: valid UTF-8, and without the secrets of a URL."""
     return redact_urls(printable(name))
 
 
@@ -245,10 +245,10 @@ def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
 
 
 def inputs_of(files: Iterable[SourceFile]) -> list[tuple[str, int, str]]:
-    """Name, size in bytes and version of every file, which together identify the inputs of a run."""
+    """Return the name, size in bytes and version of every file, which together identify the inputs of a run."""
     return [(file.name, file.size, file.version) for file in files]
 
 
 def inputs_digest(inputs: Sequence[tuple[str, int, str]]) -> str:
-    """Digest (sha256) of the names, sizes and versions of all inputs."""
+    """Return the SHA-256 of the names, sizes and versions of all inputs."""
     return hashlib.sha256(json.dumps([list(item) for item in inputs]).encode()).hexdigest()

@@ -41,9 +41,9 @@ def printable(name: str) -> str:
 
 
 def stamp_of(path: Path) -> tuple[int, ...]:
-    """Metadata that change when the content of a local file changes.
+    """Return the metadata that change when the content of a local file changes.
 
-    They are its size (bytes), modification time (ns), device, inode and status-change time (ns). No program can set the
+    They are the size (bytes), modification time (ns), device, inode and status-change time (ns). No program can set the
     status-change time, which any change of the content or of the other metadata updates.
 
     Raises:
@@ -172,7 +172,7 @@ class SourceFile:
     def detected(self) -> Format:
         """Return the format of the file: the one set by the user, or the one detected from the content.
 
-        A text format that is set for an archive applies to its members; the format returned is that of the archive.
+        A text format that is set for an archive applies to its members; the archive's own format is returned.
 
         Raises:
             SourceError: The file is unreadable, empty or in an unknown format, or a compressed file of a format that
@@ -221,7 +221,7 @@ class Stream(io.BufferedReader):
         return self.peek(HEAD_BYTES)[:HEAD_BYTES]
 
     def chunk(self) -> bytes:
-        """Read the next `READ_BYTES` or so bytes; empty at the end."""
+        """Read up to `READ_BYTES` bytes; empty at the end of the file."""
         return self.read(READ_BYTES)
 
     def binary(self) -> Format | None:

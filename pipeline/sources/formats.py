@@ -1,4 +1,4 @@
-"""File formats, detected from the first bytes of a file rather than from its name."""
+"""File formats, and their detection from the first bytes of a file rather than from its name."""
 
 from __future__ import annotations
 

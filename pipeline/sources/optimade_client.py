@@ -41,7 +41,8 @@ MAX_EMPTY_PAGES = 10
 MAX_WAIT_S = 120.0  # even if a server asks for more
 SLOW_PAGE = 20  # a page may take this many timeouts in all while bytes keep arriving
 STATE_SCHEMA = 1
-_LASTING = frozenset({501, 505, 553})  # 553 is OPTIMADE's "version not supported"
+# Server errors that do not pass when the request is repeated; 553 is OPTIMADE's "version not supported".
+_LASTING = frozenset({501, 505, 553})
 _VERSION = re.compile(r"v\d+(\.\d+)*")
 
 
@@ -67,9 +68,9 @@ def fetch(
         file: The file to write.
         timeout: Seconds without a response after which an attempt fails.
         attempts: Number of attempts per page if the server fails temporarily.
-        delay: Seconds before the second attempt; doubled for each further attempt.
+        delay: Seconds before the second attempt; doubled for each further attempt, up to `MAX_WAIT_S`.
         max_bytes: Largest size of a page.
-        limit: Stop after this many structures.
+        limit: Stop after this many structures; None downloads all.
         progress: Called after each page with the number of new structures.
 
     Returns:
@@ -92,7 +93,7 @@ def fetch(
 
 
 def listing_url(url: str) -> str:
-    """URL of the first page: the `structures` endpoint with the fields that a structure needs.
+    """Return the URL of the first page: the `structures` endpoint with the fields that a structure needs.
 
     Raises:
         SourceError: The URL is not an http or https URL, or contains a user name or password.
@@ -251,7 +252,7 @@ def _download(
 
 
 class _RepeatingObject(dict[str, Any]):
-    """A JSON object that gives a key twice; written to the file as it was sent, so that its reader rejects it.
+    """A JSON object that gives a key twice; it is written as it was sent, so that the reader of the file rejects it.
 
     Args:
         pairs: Keys and values, in the order of the text.
@@ -458,7 +459,7 @@ class _Server:
 
 
 def _retry_after(header: str | None) -> float:
-    """Seconds requested by a Retry-After header (a number or a date), at most `MAX_WAIT_S`."""
+    """Return the seconds requested by a Retry-After header (a number or a date), at most `MAX_WAIT_S`."""
     if not header:
         return 0.0
     try:
@@ -472,7 +473,7 @@ def _retry_after(header: str | None) -> float:
 
 
 def _error_detail(content: Any) -> str:
-    """First error in an OPTIMADE response, on one line; empty if there is none."""
+    """Return the first error in an OPTIMADE response, on one line; empty if there is none."""
     if isinstance(content, bytes):
         try:
             content = json.loads(content)
@@ -486,10 +487,10 @@ def _error_detail(content: Any) -> str:
 
 
 def _shown(url: httpx.URL | str) -> str:
-    """URL for messages, without the long list of fields and without secrets."""
+    """Return a URL for messages, without the long list of fields and without secrets."""
     return redact_urls(re.sub(r"([?&])response_fields=[^&]*&?", r"\1", str(url)).rstrip("?&"), QUERY_PARAMETERS)
 
 
 def _one_line(text: str) -> str:
-    """First 200 characters of a text, without line breaks."""
+    """Return the first 200 characters of a text, without line breaks."""
     return " ".join(text.split())[:200]

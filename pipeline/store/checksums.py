@@ -23,7 +23,7 @@ SEAL = "seal"
 
 
 def rows_digest(values: NDArray[Any]) -> str:
-    """SHA-256 of the values in some rows, independent of how the rows are compressed."""
+    """Return the SHA-256 of the values in some rows, which does not depend on their compression."""
     if values.dtype.kind == "T":
         return hashlib.sha256("\0".join(values.tolist()).encode()).hexdigest()
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
@@ -105,7 +105,7 @@ def check_content(path: Path | str, arrays: Mapping[str, zarr.Array[Any]], store
     """Check all rows of some arrays of a local store.
 
     Raises:
-        StoreError: A shard is damaged, or the checksums are.
+        StoreError: A shard is damaged, or the file of checksums is damaged or missing.
     """
     checks = ShardChecks(path, store_hash)
     for name, array in arrays.items():
@@ -144,7 +144,7 @@ def is_intact(content: bytes) -> bool:
 
 
 def _metadata_digest(document: Mapping[str, Any], names: Iterable[str]) -> str:
-    """SHA-256 of the attributes `names` and of the metadata of all arrays."""
+    """Return the SHA-256 of the attributes `names` and of the metadata of all arrays."""
     covered = {name: document["attributes"][name] for name in names}
     content = json.dumps([covered, document["consolidated_metadata"]], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()

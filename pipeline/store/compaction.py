@@ -88,7 +88,7 @@ def create_arrays(compaction: Compaction) -> None:
 
 
 def shard_tasks(compaction: Compaction) -> list[ShardTask]:
-    """One task for every shard of each group of arrays that share their dim and their shard size."""
+    """Return one task for every shard of each group of arrays that share their dim and their shard size."""
     tasks: list[ShardTask] = []
     for dim, rows in dict.fromkeys(_shard_layout(compaction, spec) for spec in compaction.specs):
         length = int(compaction.source_rows[dim][-1])
@@ -132,7 +132,7 @@ def finish_store(store: Path, digests: Mapping[str, str], attrs: Mapping[str, An
     """Finish a store: write the checksums, then the root attributes, among them `complete`.
 
     Returns:
-        Hash of the store: sha256 over the checksums of all its rows.
+        Hash of the store: the SHA-256 of its file of checksums.
     """
     for scratch in store.rglob("*.partial"):  # left by a worker that was killed while zarr was writing
         scratch.unlink()
@@ -148,7 +148,7 @@ def finish_store(store: Path, digests: Mapping[str, str], attrs: Mapping[str, An
 
 
 def _chunk_rows(spec: ArraySpec) -> int:
-    """Rows per chunk: the default of the dim, divided by a power of two if rows are wide."""
+    """Return the rows per chunk: the default of the dim, divided by a power of two if rows are wide."""
     width = 0 if spec.dtype == TEXT else np.dtype(spec.dtype).itemsize * math.prod(spec.inner)
     divisor = 1
     while width > divisor * NARROW_ROW_BYTES:
@@ -170,13 +170,13 @@ def write_shards(compaction: Compaction) -> dict[str, str]:
 
 
 def _shard_rows(spec: ArraySpec, length: int) -> int:
-    """Rows per shard: whole chunks, and no more of them than the array has."""
+    """Return the rows per shard: whole chunks, and no more of them than the array has."""
     chunk = _chunk_rows(spec)
     return chunk * max(1, min(SHARD_CHUNKS, -(-length // chunk)))
 
 
 def _shard_layout(compaction: Compaction, spec: ArraySpec) -> tuple[str, int]:
-    """Dim along which an array is sharded, and the number of rows per shard."""
+    """Return the dim along which an array is sharded, and the number of rows per shard."""
     dim = spec.dims[0]
     return dim, _shard_rows(spec, int(compaction.source_rows[dim][-1]))
 
@@ -209,7 +209,7 @@ def _kept_rows(compaction: Compaction, place: int, specs: Sequence[ArraySpec]) -
 
 
 def _mask(found: Mapping[str, PartArray], dim: str, keep: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    """bool[n_rows], which rows along a dim are kept; None if all are."""
+    """Return which rows along a dim are kept, bool[n_rows]; None if all are kept."""
     if keep is None or keep.all():
         return None
     return keep if dim == STRUCTURE else np.repeat(keep, np.asarray(found[COUNT_ARRAYS[dim]]))

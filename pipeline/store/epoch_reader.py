@@ -105,7 +105,8 @@ class EpochReader:
         ahead: Number of windows that a thread reads ahead; 0 reads in the caller's thread.
 
     Raises:
-        StoreError: A store is damaged, or a label has different units or shapes in two stores.
+        StoreError: A store is damaged, or a label differs between two stores in its unit or shape, or in being per
+            structure or per atom.
         ValueError: `chosen` does not match the number of structures of a store.
     """
 
@@ -128,13 +129,13 @@ class EpochReader:
         return sum(int(np.count_nonzero(chosen)) for chosen in self.chosen)
 
     def blocks(self, structures: int = 1024) -> Iterator[PlacedBlock]:
-        """Blocks of `structures` structures in the order of the pass; the last one may be smaller."""
+        """Yield blocks of `structures` structures in the order of the pass; the last one may be smaller."""
         for rows, order in self._windows(structures):
             for part in _equal_parts(order, structures):
                 yield rows.take(part)
 
     def batches(self, *, structures: int | None = None, slots: int | None = None) -> Iterator[PlacedBlock]:
-        """Batches of structures of similar size, so that their neighbour tables need little padding.
+        """Iterate over batches of structures of similar size, so that their neighbour tables need little padding.
 
         Args:
             structures: Structures per batch; one batch may hold fewer.
@@ -157,7 +158,10 @@ class EpochReader:
                 yield rows.take(batches[place])
 
     def _permutation(self, size: int, *stream: int) -> NDArray[np.int64]:
-        """int64[size], a random order. Every `stream` is independent, so reading ahead does not change other orders."""
+        """Return an order of `size` items, int64[size]: random, or unchanged without `shuffle`.
+
+        Every `stream` is independent, so that reading ahead does not change other orders.
+        """
         if self.shuffle is None:
             return np.arange(size)
         return np.random.default_rng((*self.shuffle, *stream)).permutation(size)
@@ -184,7 +188,7 @@ class EpochReader:
                 yield window, order[:keep]
 
     def _plan(self) -> list[list[Run]]:
-        """The runs of each window, in the order of the pass."""
+        """Return the runs of each window, in the order of the pass."""
         runs = [self._runs[place] for place in self._permutation(len(self._runs), 0).tolist()]
         if not runs:
             return []
@@ -195,7 +199,7 @@ class EpochReader:
         return [runs[begin:end] for begin, end in pairwise(cuts)]
 
     def _runs_of(self, place: int) -> Iterator[Run]:
-        """Runs of one store that hold chosen structures, cut where chunks of edges begin."""
+        """Yield the runs of one store that hold chosen structures, each of at most about `RUN_EDGES` edges."""
         store, chosen = self.stores[place], self.chosen[place]
         if len(chosen) != len(store):
             raise ValueError(
@@ -270,10 +274,10 @@ def _equal_parts(order: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int
 def _label_shapes(
     stores: Sequence[GraphStore], labels: bool | Collection[str]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """Shapes of one row of every requested label that any of the stores has, per structure and per atom.
+    """Return the row shapes of the requested labels that any store has, for labels per structure and per atom.
 
     Raises:
-        StoreError: A label has different units or shapes in two stores.
+        StoreError: A label differs between two stores in its unit or shape, or in being per structure or per atom.
     """
     shapes: tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]] = ({}, {})
     kinds: dict[str, str] = {}

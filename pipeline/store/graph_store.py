@@ -1,4 +1,4 @@
-"""Reading a graph store: blocks of structures, which are checked as they are read."""
+"""Reading of a graph store in blocks of structures, which are checked as they are read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BLOCK_ARRAYS = {
 
 
 def location(path: str | Path) -> Path | str:
-    """A URL (``s3://...``, ``https://...``) unchanged, since `Path` would drop a slash; anything else as a path."""
+    """Return a URL (``s3://...``) unchanged, since `Path` would drop a slash, and anything else as a path."""
     return path if isinstance(path, str) and "://" in path else Path(path)
 
 
@@ -47,7 +47,8 @@ def open_root(path: str | Path, *schemas: str) -> zarr.Group:
         schemas: Accepted schemas.
 
     Raises:
-        StoreError: The store is missing, unreachable or unfinished, is not a Zarr store, or has an unsupported schema.
+        StoreError: The store is missing, unreachable, unfinished or damaged, is not a Zarr store, or has an unsupported
+            schema.
     """
     place = location(path)
     root, content = _open_local(place, schemas) if isinstance(place, Path) else _open_url(place)
@@ -62,10 +63,10 @@ def open_root(path: str | Path, *schemas: str) -> zarr.Group:
 
 
 def check_unchanged(path: str | Path, schema: str, store_hash: str) -> None:
-    """Check that the content of a store still has this hash.
+    """Check that the content of a store still has the hash `store_hash`.
 
     Raises:
-        StoreError: The store was replaced, appended to or removed.
+        StoreError: The store was replaced, appended to or removed, or cannot be opened.
     """
     if open_root(path, schema).attrs.get("store_hash") != store_hash:
         raise StoreError(
@@ -75,7 +76,7 @@ def check_unchanged(path: str | Path, schema: str, store_hash: str) -> None:
 
 
 def _other_kind(path: str | Path, attrs: Mapping[str, Any], schemas: tuple[str, ...]) -> str:
-    """The kind of a store that has none of the expected schemas, and how to get a store of the expected kind."""
+    """Describe a store that has none of the expected schemas, and how to get a store of the expected kind."""
     graphs = attrs.get("graph_store")
     if attrs.get("schema") == GRAPH_SCHEMA:
         return f"is a graph store, which holds no scores; to compute them, run {_screening(path)}"
@@ -92,7 +93,7 @@ def _screening(source: str | Path) -> str:
 
 
 def _open_local(path: Path, schemas: tuple[str, ...]) -> tuple[zarr.Group, bytes]:
-    """The root group of a store, and the content of its root file."""
+    """Return the root group of a store, and the content of its root file."""
     if not path.exists():
         if path.with_name(f"{path.name}.partial").exists():
             raise StoreError(f"{path} is unfinished; to resume it, repeat the command that writes it")
@@ -111,7 +112,7 @@ def _damaged(path: str | Path, reason: str) -> str:
 
 
 def _open_url(url: str) -> tuple[zarr.Group, bytes]:
-    """The root group of a store, and the content of its root file."""
+    """Return the root group of a store, and the content of its root file."""
     try:
         root = zarr.open_group(FsspecStore.from_url(url, read_only=True), mode="r")
         files, path = url_to_fs(url)
@@ -125,7 +126,7 @@ def _open_url(url: str) -> tuple[zarr.Group, bytes]:
 
 
 def _first_line(error: Exception, path: str | Path) -> str:
-    """Type of an error and the first line of its message, with any secrets in the URL hidden."""
+    """Return the type of an error and the first line of its message, with any secrets in the URL hidden."""
     lines = redact_text(str(error), str(path)).strip().splitlines()
     return ": ".join([type(error).__name__, *lines[:1]])[:200]
 
@@ -217,7 +218,7 @@ class GraphStore:
 
     @cached_property
     def label_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Names of the labels per structure, and of those per atom."""
+        """Names of the labels with one row per structure, and of the labels with one row per atom."""
         names: dict[str, list[str]] = {STRUCTURE: [], ATOM: []}
         for name, array in sorted(self._arrays.items()):
             if array.attrs.get("role") == "label":
@@ -225,10 +226,10 @@ class GraphStore:
         return tuple(names[STRUCTURE]), tuple(names[ATOM])
 
     def label_shape(self, name: str) -> tuple[tuple[int, ...], str]:
-        """Shape of one row of a label, and the unit of the label (empty if it has none).
+        """Return the shape of one row of a label, and the unit of the label (empty if it has none).
 
         Raises:
-            StoreError: The store has no such label.
+            StoreError: The store has no label of this name.
         """
         array = self._array(name)
         return array.shape[1:], str(array.attrs.get("units", ""))
@@ -312,7 +313,7 @@ class GraphStore:
             yield self.block(begin, min(begin + size, end), labels)
 
     def verify(self) -> list[str]:
-        """Compare the checksums of all rows with those recorded in the store.
+        """Compare the checksums of all rows with the checksums recorded in the store.
 
         Returns:
             Names of damaged shards, as ``name/shard``, of arrays that cannot be read, or of the checksum file; empty
@@ -337,7 +338,7 @@ class GraphStore:
         return damaged
 
     def _dim(self, array: zarr.Array[Any]) -> str:
-        """First dim of an array."""
+        """Return the first dim of an array."""
         names = getattr(array.metadata, "dimension_names", None)
         return str(names[0]) if names else STRUCTURE
 
@@ -368,7 +369,7 @@ class GraphStore:
     def _counts_and_spans(
         self, start: int, stop: int
     ) -> tuple[dict[str, NDArray[np.int32]], tuple[int, int], tuple[int, int]]:
-        """Counts of a range of structures, and the ranges of rows of their atoms and edges."""
+        """Return the counts of a range of structures, and the ranges of rows of their atoms and edges."""
         if "offsets" in vars(self):
             counts = {"n_atoms": self.n_atoms[start:stop], "n_edges": self.n_edges[start:stop]}
             atoms, edges = ((int(offsets[start]), int(offsets[stop])) for offsets in self.offsets)
@@ -379,7 +380,7 @@ class GraphStore:
         return counts, atoms, edges
 
     def _span(self, name: str, counts: NDArray[np.int32], start: int, stop: int) -> tuple[int, int]:
-        """Range of rows of the atoms or edges of a range of structures, checked against their counts."""
+        """Return the range of rows of the atoms or edges of some structures, checked against their counts."""
         if start == stop:
             return 0, 0
         first = self._rows(name, start, stop)

@@ -96,12 +96,12 @@ def opened(path: str, store_hash: str) -> GraphStore:
 
 
 def absolute(path: Path | str) -> Path | str:
-    """Absolute path, for workers with another working directory; a URL is returned unchanged."""
+    """Return an absolute path, for workers with another working directory; a URL is returned unchanged."""
     return path.resolve() if isinstance(path, Path) else path
 
 
 def rows_of_store(store: GraphStore, size: int) -> list[StoreRows]:
-    """Row sources of all structures of a store, `size` structures each."""
+    """Divide a store into row sources of `size` structures each; the last one may be smaller."""
     path = str(absolute(store.path))
     spans = [(start, min(start + size, len(store))) for start in range(0, len(store), size)]
     return [

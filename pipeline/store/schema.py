@@ -67,17 +67,17 @@ class ArraySpec:
         return tuple(FIXED_DIMS[dim] for dim in self.dims[1:]) if self.sizes is None else self.sizes
 
     def shape(self, length: int) -> tuple[int, ...]:
-        """Shape of an array with `length` rows."""
+        """Return the shape of an array with `length` rows."""
         return (length, *self.inner)
 
 
 def masks(meanings: Mapping[str, int]) -> dict[str, Any]:
-    """CF attributes of a status array whose values are bit masks."""
+    """Return the CF attributes of a status array whose values are bit masks."""
     return {"flag_masks": list(meanings.values()), "flag_meanings": " ".join(meanings)}
 
 
 def flags(meanings: tuple[str, ...]) -> dict[str, Any]:
-    """CF attributes of a status array that holds one of several values."""
+    """Return the CF attributes of a status array that holds one of several values."""
     return {"flag_values": list(range(len(meanings))), "flag_meanings": " ".join(meanings)}
 
 
@@ -145,7 +145,7 @@ _GRAPH_ARRAYS = (
 
 
 def tensor_dims(first: str, name: str, shape: tuple[int, ...], *, tensor: bool = True) -> tuple[str, ...]:
-    """Dims of an array of numbers, vectors or tensors; all names differ.
+    """Return the dims of an array of numbers, vectors or tensors, with a different name for each.
 
     Args:
         first: Dim of the rows.
@@ -172,7 +172,7 @@ def label_spec(name: str, quantity: Quantity) -> ArraySpec:
 
 
 def graph_schema(mapping: LabelMapping) -> tuple[ArraySpec, ...]:
-    """All arrays of a graph store with the labels and columns of `mapping`.
+    """Return the specs of all arrays of a graph store with the labels and columns of `mapping`.
 
     Raises:
         LabelError: A label or column has the name of an array or dim of the store or the scores, or of another label
@@ -213,7 +213,7 @@ def _reserve(name: str, taken: set[str]) -> None:
 
 
 def empty_rows(spec: ArraySpec, length: int) -> Any:
-    """Rows without data: a list of empty strings, or an array of NaN or zeros."""
+    """Return rows without data: a list of empty strings, or an array of NaN or zeros."""
     if spec.dtype == TEXT:
         return [""] * length
     fill = np.nan if spec.dtype.startswith("float") else 0

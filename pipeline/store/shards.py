@@ -1,4 +1,4 @@
-"""The files of a store's arrays, all of which must exist, since zarr reads a missing file as zeros."""
+"""The check that all files of a store's arrays exist: zarr would silently read a missing file as zeros or NaN."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_shards(path: Path | str, arrays: Mapping[str, zarr.Array[Any]]) -> Non
 
 
 def _missing(path: Path | str, arrays: Mapping[str, zarr.Array[Any]]) -> list[str]:
-    """Shards whose files are missing or empty, from one listing of the store."""
+    """Find the shards whose files are missing or empty, from one listing of the store."""
     expected: list[str] = []
     for name, array in arrays.items():
         shape = array.shards or array.chunks
@@ -61,7 +61,7 @@ def _missing(path: Path | str, arrays: Mapping[str, zarr.Array[Any]]) -> list[st
 
 
 def _listing(files: Any, root: str) -> set[str]:
-    """All files below a folder that are not known to be empty; none if the folder does not exist."""
+    """Return all files below a folder that are not known to be empty; none if the folder does not exist."""
     try:
         found: Mapping[str, Mapping[str, Any]] = files.find(root, detail=True)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Writing a store: a resumable run that makes parts on workers, combines them, checks its inputs and publishes."""
+"""Writing of a store by a resumable run, which makes parts on workers, combines them and publishes the result."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class InputStore:
 
     @classmethod
     def of(cls, graphs: GraphStore) -> Self:
-        """A graph store as an input."""
+        """Make an input from a graph store."""
         return cls(graphs.path, graphs.store_hash)
 
     def check_unchanged(self) -> None:
@@ -71,12 +71,12 @@ class InputFile:
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """A file as an input."""
+        """Make an input from a file, as it is now."""
         return cls(path, stamp_of(path))
 
     @classmethod
     def of_sources(cls, files: Iterable[SourceFile]) -> list[Self]:
-        """The local files among some sources, as they were when their versions were computed."""
+        """Make inputs from the local files among some sources, as they were when their versions were computed."""
         known = [file for file in files if file.local and file.stamp]
         return [cls(Path(file.path), file.stamp, file.version.removeprefix(SHA256)) for file in known]
 
@@ -217,7 +217,7 @@ class StoreRun:
             self._by_number.setdefault(manifest.number, []).append(manifest)
 
     def missing(self, number: int, count: int) -> list[tuple[int, int]]:
-        """Items of a partition that earlier runs have not finished.
+        """Find the items of a partition that earlier runs have not finished.
 
         Args:
             number: Number of the partition.
@@ -242,9 +242,9 @@ class StoreRun:
             function: Makes one part.
             tasks: Tasks of the parts that are missing.
             failure_policy: What to do about tasks that kill their workers; see `run_tasks`.
-            only_parts: Whether the folder of the parts, `folder` of a task, is all that a task needs of the working
-                folders. If so, and if the output is a URL, workers on other machines send their parts to this process,
-                so that they need not share its working folder.
+            only_parts: Whether tasks use no working folder except the folder of the parts (the `folder` of a task). If
+                so, and if the output is a URL, workers on other machines send their parts to this process, so that they
+                need not share its working folder.
 
         Returns:
             The manifests of all parts in order, including parts of earlier runs.
@@ -337,7 +337,7 @@ class StoreRun:
 def concatenation(
     store: Path, parts: Path, specs: Sequence[ArraySpec], manifests: Sequence[PartManifest]
 ) -> Compaction:
-    """The compaction that writes all rows of all parts, in order, as one store.
+    """Plan the compaction that writes all rows of all parts, in order, as one store.
 
     Args:
         store: Folder to write.

@@ -1,4 +1,4 @@
-"""Jobs of a batch system that run workers, by dask-jobqueue: submitted, replaced when they end, and cancelled."""
+"""Submission, replacement and cancellation, with dask-jobqueue, of jobs of a batch system that run workers."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from typing import Any
 from ...errors import ConfigError, EquiscreenError, detail
 from .settings import BatchSettings, BatchSystem
 
-# Seconds between two looks at the jobs. A worker that died is restarted by its nanny; if a job has had no worker for
+# Seconds between two checks of the jobs. A worker that died is restarted by its nanny; if a job has had no worker for
 # this many seconds, the job is replaced.
 LOOK_EVERY_S, WITHOUT_WORKER_S = 5.0, 20.0
 # Jobs in a row that may end before their workers have joined. Further ones are submitted after a pause: on a broken
 # node, or with a broken prologue, each ends at once.
 FAILED_STARTS, PAUSE_S = 3, 300.0
-# Jobs in a row, as multiples of their number, whose workers may end without a single result.
+# Largest number of jobs in a row whose workers end without a single result, as a multiple of the number of jobs.
 FRUITLESS = 3
 # Losses of workers after which a task is suspected. Jobs end for many reasons that have nothing to do with the task.
 ALLOWED_DEATHS = 3
-# Dask itself also gives up jobs whose workers are gone, after this time, and might then cancel their replacements.
+# After `lost-worker-timeout`, Dask itself gives up on jobs whose workers are gone, and might then cancel their
+# replacements.
 SETTINGS = {
     "distributed.scheduler.allowed-failures": ALLOWED_DEATHS,
     "distributed.deploy.lost-worker-timeout": "365 days",
 }
-# Seconds in which a worker has to start and to find the scheduler; on a slow file system, Dask's 60 are too few.
+# Seconds within which a worker must start and find the scheduler; on a slow file system, Dask's default of 60 s is too
+# short.
 _START_S = 180
 # Seconds that the batch system may take to accept the first jobs.
 SUBMIT_S = 120
@@ -49,21 +51,22 @@ _CLASSES = {
 class BatchJobs:
     """The jobs of a run, and the Dask scheduler that their workers connect to.
 
-    The scheduler runs in this process. It and the workers accept only connections that show a certificate made for this
+    The scheduler runs in this process. Scheduler and workers accept only connections with a certificate made for this
     run: on a cluster, other users could otherwise send tasks to the workers.
 
     Args:
         system: The batch system.
         file: Cluster file, named in messages.
-        settings: Its content.
+        settings: Content of the cluster file.
 
     Attributes:
         cluster: The cluster of dask-jobqueue.
         failure: Why jobs do not start; empty while they do.
 
     Raises:
-        EquiscreenError: dask-jobqueue is not installed, this machine cannot submit jobs, or the batch system rejects
-            the first one.
+        EquiscreenError: A package is not installed, this machine cannot submit jobs, the scheduler cannot start, or the
+            batch system accepts none of the first jobs.
+        ConfigError: The job folder cannot be made, or GPUs are requested from a batch system other than Slurm.
     """
 
     def __init__(self, system: BatchSystem, file: str, settings: BatchSettings) -> None:
@@ -105,7 +108,7 @@ class BatchJobs:
             )
 
     def waiting(self) -> str:
-        """The jobs, with their states if the batch system reports them: ``jobs 12 (PENDING, Resources), 13 (...)``."""
+        """List the jobs, with their states if the batch system reports them: ``jobs 12 (PENDING, Resources), 13``."""
         states, jobs = self._states or {}, list(self.cluster.workers.values())
         known = [job.job_id for job in jobs if job.job_id]
         named = [f"{one} ({states[one]})" if one in states else one for one in known[:3]]
@@ -145,7 +148,7 @@ class BatchJobs:
                 await asyncio.wait_for(self._end.wait(), LOOK_EVERY_S)
 
     def _ended(self) -> list[str]:
-        """Names of the jobs to be replaced."""
+        """Return the names of the jobs to be replaced."""
         present = {str(worker.name) for worker in self.cluster.scheduler.workers.values()}
         now, ended = time.monotonic(), list[str]()
         for name, job in self.cluster.workers.items():
@@ -189,10 +192,11 @@ class BatchJobs:
 
 
 def new_cluster(system: BatchSystem, settings: BatchSettings) -> Any:
-    """A cluster of dask-jobqueue without jobs; its scheduler runs in this process.
+    """Start a cluster of dask-jobqueue without jobs; its scheduler runs in this process.
 
     Raises:
-        EquiscreenError: A package is missing, or this machine cannot submit jobs.
+        EquiscreenError: A package is not installed, this machine cannot submit jobs, or the scheduler cannot start.
+        ConfigError: The job folder cannot be made, or GPUs are requested from a batch system other than Slurm.
     """
     jobqueue = _required("dask_jobqueue", "dask-jobqueue")
     _required("cryptography", "cryptography")
@@ -232,7 +236,7 @@ def new_cluster(system: BatchSystem, settings: BatchSettings) -> Any:
 
 
 def job_options(system: BatchSystem, settings: BatchSettings) -> dict[str, Any]:
-    """The settings as arguments of a cluster of dask-jobqueue.
+    """Convert settings to the arguments of a cluster of dask-jobqueue.
 
     Raises:
         ConfigError: GPUs are requested from a batch system other than Slurm.
@@ -261,7 +265,7 @@ def job_options(system: BatchSystem, settings: BatchSettings) -> dict[str, Any]:
 
 
 def _walltime(system: BatchSystem, seconds: int) -> str:
-    """A time limit in the notation of a batch system; LSF counts whole minutes."""
+    """Format a time limit in the notation of a batch system; LSF counts whole minutes."""
     minutes, rest = divmod(seconds, 60)
     if system == BatchSystem.LSF:
         minutes += rest > 0
@@ -270,7 +274,7 @@ def _walltime(system: BatchSystem, seconds: int) -> str:
 
 
 def _recorded(base: Any) -> Any:
-    """The class of a job that remembers why it could not be submitted."""
+    """Make a subclass of a class of jobs that remembers why a job could not be submitted."""
     from distributed import Status  # noqa: PLC0415 - see `pipeline.runs.cluster.connect`
 
     class RecordedJob(base):  # type: ignore[misc]
@@ -287,7 +291,7 @@ def _recorded(base: Any) -> Any:
                 raise
 
         async def close(self) -> None:
-            """Cancel the job; dask-jobqueue leaves out the status, without which closing the cluster fails."""
+            """Cancel the job and set its status, which dask-jobqueue does not; closing the cluster would then fail."""
             await super().close()
             self.status = Status.closed
 
@@ -295,7 +299,7 @@ def _recorded(base: Any) -> Any:
 
 
 async def _states(system: BatchSystem) -> Mapping[str, str] | None:
-    """The user's jobs that wait or run, each with its state and the reason for it; None if they are not known."""
+    """Return the state of each waiting or running job of the user, and its reason, by job ID; None if unknown."""
     if system != BatchSystem.SLURM:
         return None
     words = ("squeue", "--me", "--noheader", "--format=%A|%T|%r")
@@ -309,7 +313,7 @@ async def _states(system: BatchSystem) -> Mapping[str, str] | None:
 
 
 def _last_line(folder: Path, job_id: str) -> str:
-    """The last line of the output of a job; empty if there is none."""
+    """Return the last line of the output of a job; empty if there is none."""
     for path in sorted(folder.glob(f"*{job_id}.err")):
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _LONGEST_OUTPUT))
@@ -321,10 +325,10 @@ def _last_line(folder: Path, job_id: str) -> str:
 
 
 def _required(module: str, package: str) -> Any:
-    """A module that an extra installs.
+    """Import a module that an extra installs.
 
-    Importing dask-jobqueue 0.9 makes Ctrl-C end the process with exit code 0 (its module `runner`); the handler that
-    was there is put back.
+    Importing dask-jobqueue 0.9 makes Ctrl-C end the process with exit code 0 (in its module `runner`); the previous
+    signal handler is restored.
 
     Raises:
         EquiscreenError: The module is not installed.

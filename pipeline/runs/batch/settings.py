@@ -45,7 +45,7 @@ class BatchSystem(StrEnum):
 
 
 class BatchSettings(BaseModel):
-    """What each job asks for, and what runs in it.
+    """The resources that each job requests, and what runs in it.
 
     Example:
         >>> from equiscreen.pipeline.runs.batch.settings import BatchSettings
@@ -59,14 +59,14 @@ class BatchSettings(BaseModel):
         memory: Memory of each job, such as 32GB; its workers share it equally.
         walltime: Time limit of each job, as HH:MM:SS or D-HH:MM:SS. A job that ends is replaced until the run is done.
         workers: Worker processes in each job; None starts one per core or, with a GPU, one.
-        gpus: GPUs of each job, 0 or 1. Only for Slurm; elsewhere, `directives` ask for one.
+        gpus: GPUs of each job, 0 or 1. Only for Slurm; on other batch systems, request a GPU with `directives`.
         queue: Queue or partition; None leaves the choice to the batch system.
         account: Account or project that is charged.
         interface: Network interface of the scheduler and the workers, such as ib0; None uses the default one.
         prologue: Shell commands that a job runs before its workers start, such as ``module load`` or ``source``.
         directives: Further options of the batch system, as after ``#SBATCH``.
         folder: Folder for the output of jobs and the certificates of the run, which all nodes must share.
-        wait: How long the run waits without any worker before it ends, as HH:MM:SS.
+        wait: How long the run waits without any worker before it ends, in the notation of `walltime`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -165,7 +165,7 @@ class BatchSettings(BaseModel):
 
 
 def batch_system_of(scheduler: str | None) -> tuple[BatchSystem, str] | None:
-    """The batch system and the cluster file in ``SYSTEM:FILE``; None for anything else.
+    """Return the batch system and the cluster file in ``SYSTEM:FILE``; None for anything else.
 
     Raises:
         ConfigError: A batch system is named without a file.
