@@ -72,8 +72,8 @@ def recorded_path(path: str | Path, dataset: str | Path) -> str:
     """Return the path under which a dataset records a store that it depends on.
 
     A URL is recorded without its secrets. A path is recorded relative to the folder of the dataset, so that the two can
-    be moved together; if they have no folder in common but the root, only the name of the store is recorded. The same
-    holds for the path at the end of a chain of URLs (``zip://g.zarr::/folder/g.zip``).
+    be moved together. If they have no folder in common but the root, or if the dataset is at a URL, only the name of
+    the store is recorded. The same holds for the path at the end of a chain of URLs (``zip://g.zarr::/folder/g.zip``).
 
     Args:
         path: Path or URL of the store.

@@ -28,7 +28,7 @@ def assemble(
     *,
     append: bool = False,
 ) -> tuple[dict[str, str], dict[str, int]]:
-    """Write the arrays and tables of a store: the rows of `base`, then those of the parts.
+    """Write the arrays and tables of a store: the rows of `base`, then the rows of the parts.
 
     Args:
         run: The run in progress.

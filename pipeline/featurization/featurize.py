@@ -87,8 +87,9 @@ def featurize(
         options: How files are read.
         id_field: Field that holds the id of a structure; None tries `pipeline.featurization.task.ID_FIELDS`.
         dedup: ``exact`` drops a structure if an earlier one has the same cell and the same sites in the same order,
-            unless its labels differ from those of every earlier copy; ``crystal`` drops a structure if an earlier one
-            is the same crystal, regardless of the choice of cell, origin, site order, orientation and labels.
+            unless the structure has labels that differ from the labels of every earlier copy; ``crystal`` drops a
+            structure if an earlier one is the same crystal, regardless of the choice of cell, origin, site order,
+            orientation and labels.
         max_atoms: Structures with more atoms than this are recorded as failures.
         max_edges: Structures with more edges than this are recorded as failures.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.

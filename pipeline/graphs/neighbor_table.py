@@ -21,7 +21,7 @@ _Graph = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint16], NDA
 
 
 def _widths() -> tuple[int, ...]:
-    """Return the possible widths of a table, each some 15 % larger than the previous one.
+    """Return the possible widths of a table, each some 15 % (but at least two slots) larger than the previous one.
 
     More widths would mean less padding but more tables, and each table costs some 1.6 ms with 7net-0, as much as 60
     slots. The smallest width is at least two: ONNX Runtime computes products with one row differently.

@@ -108,7 +108,7 @@ def _reason(error: Exception, path: Path, source: str) -> str:
 def _check_whole(path: Path) -> None:
     """Reject files that are not databases, and truncated LMDB files, which would crash the process when read.
 
-    The offsets are those of the structs `MDB_page` and `MDB_meta` in LMDB's source (mdb.c) on 64-bit machines.
+    The offsets are taken from the structs `MDB_page` and `MDB_meta` in LMDB's source (mdb.c) on 64-bit machines.
     """
     with path.open("rb") as file:
         head = file.read(4096)

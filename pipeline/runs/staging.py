@@ -286,7 +286,7 @@ def _check_free(target: Target, *, replace: bool) -> None:
     if not target.exists():
         return
     if not replace:
-        raise OutputExistsError(f"{target} already exists; choose another --out, or use --overwrite")
+        raise OutputExistsError(f"{target} already exists; choose another `--out`, or use `--overwrite`")
     if not target.is_equiscreen_store():
         raise OutputExistsError(
             f"{target} already exists and is not an equiscreen store, so it is not overwritten; choose another --out"

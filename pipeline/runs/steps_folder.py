@@ -184,7 +184,7 @@ class StepsFolder:
         for name, new in plan.items():
             old = found.get(name)
             if old == new or (None in (old, new) and isinstance(old or new, Mapping)):
-                continue  # settings of a step that one of the plans omits, which is reported as a difference anyway
+                continue  # settings of a step that one of the plans omits; the omission itself is reported
             if name in self.differences:
                 differences.append(self.differences[name])
             elif isinstance(old, Mapping) and isinstance(new, Mapping):

@@ -205,7 +205,7 @@ def _hint(error: Exception) -> str:
 
 def _found_name(source: str, path: str, found: str) -> str:
     """Return the name of a file found in a folder or by a glob, in the form in which the user wrote the source."""
-    if found.startswith(("http://", "https://")):  # links of a page hold whole URLs
+    if found.startswith(("http://", "https://")):  # the links of a web page are whole URLs
         return found
     fixed = path if not _GLOB & set(path) else path[: min(path.index(char) for char in _GLOB & set(path))]
     fixed = fixed if fixed.endswith("/") or fixed != path else f"{fixed}/"

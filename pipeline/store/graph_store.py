@@ -229,7 +229,7 @@ class GraphStore:
         """Return the shape of one row of a label, and the unit of the label (empty if it has none).
 
         Raises:
-            StoreError: The store has no label of this name.
+            StoreError: The store has no array of this name.
         """
         array = self._array(name)
         return array.shape[1:], str(array.attrs.get("units", ""))
@@ -259,7 +259,7 @@ class GraphStore:
         return np.flatnonzero(seen).astype(np.uint8)
 
     def column(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Read rows of an array.
+        """Read the rows of an array from `start` up to `stop`; by default, read all rows.
 
         Raises:
             StoreError: The array does not exist or is damaged.
@@ -305,6 +305,12 @@ class GraphStore:
     ) -> Iterator[GraphBlock]:
         """Read blocks of `size` structures, in order; the last one may be smaller.
 
+        Args:
+            size: Number of structures in a block.
+            start: First structure.
+            stop: One past the last structure; None reads to the end.
+            labels: As for `block`.
+
         Raises:
             StoreError: The data is damaged.
         """
@@ -346,7 +352,9 @@ class GraphStore:
         try:
             return self._arrays[name]
         except KeyError as error:
-            raise StoreError(f"{self.path} has no array {name!r}; `equiscreen info --json` lists its arrays") from error
+            raise StoreError(
+                f"{self.path} has no array {name!r}; `equiscreen info PATH --json` lists its arrays"
+            ) from error
 
     def _rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         array = self._array(name)
@@ -363,7 +371,7 @@ class GraphStore:
                 ) from error
             raise StoreError(
                 f"{self.path}: array {name!r} is damaged ({type(error).__name__}); "
-                "`equiscreen info --verify` lists all damage; write the store again"
+                "`equiscreen info PATH --verify` lists all damage; write the store again"
             ) from error
 
     def _counts_and_spans(

@@ -35,8 +35,8 @@ MAX_EXTENT = 1e9
 class Structure:
     """An atomic structure whose coordinates are wrapped into the cell along periodic axes.
 
-    The cell of a structure without periodicity is the identity, so that its fractional coordinates are Cartesian. With
-    partial periodicity, zero lattice vectors are replaced by unit normals.
+    For a structure without periodicity, `from_cartesian` uses the identity as cell, so that fractional coordinates are
+    Cartesian. For partial periodicity, it replaces zero lattice vectors by unit normals.
 
     Example:
         >>> from ase.build import bulk

@@ -1,4 +1,4 @@
-"""Submission, replacement and cancellation, with dask-jobqueue, of jobs of a batch system that run workers."""
+"""Jobs of a batch system that run workers; dask-jobqueue submits them, replaces jobs that end, and cancels them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOOK_EVERY_S, WITHOUT_WORKER_S = 5.0, 20.0
 # Jobs in a row that may end before their workers have joined. Further ones are submitted after a pause: on a broken
 # node, or with a broken prologue, each ends at once.
 FAILED_STARTS, PAUSE_S = 3, 300.0
-# Largest number of jobs in a row whose workers end without a single result, as a multiple of the number of jobs.
+# A run ends after this many times its number of jobs have ended in a row without a single result.
 FRUITLESS = 3
 # Losses of workers after which a task is suspected. Jobs end for many reasons that have nothing to do with the task.
 ALLOWED_DEATHS = 3
@@ -291,7 +291,7 @@ def _recorded(base: Any) -> Any:
                 raise
 
         async def close(self) -> None:
-            """Cancel the job and set its status, which dask-jobqueue does not; closing the cluster would then fail."""
+            """Cancel the job and set its status, which dask-jobqueue omits; otherwise, closing the cluster fails."""
             await super().close()
             self.status = Status.closed
 
