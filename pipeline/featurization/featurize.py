@@ -78,8 +78,9 @@ def featurize(
 
     Args:
         sources: Files, folders, globs and URLs (see `pipeline.sources.discovery.find_files`) that contain CIF, POSCAR,
-            CSV, parquet, extended XYZ, VASP output, JSON, JSON lines, ASE databases, or zip or tar archives of text
-            files in these formats; ``optimade:URL`` queries a server.
+            CSV, parquet, extended XYZ, VASP output, JSON, JSON lines or ASE databases. Zip and tar archives may hold
+            all of these except parquet and ASE databases. In folders and archives, vasprun.xml and OUTCAR are skipped.
+            ``optimade:URL`` queries a server.
         out: Store to write: a path, or the URL of an object store, in which case the run works in the current folder.
         cutoff: Cutoff of the neighbour graph, angstrom. Default: 5, or the cutoff of the store that is being extended.
         labels: Where to find labels in the records. By default, extended XYZ, ASE databases, vasprun.xml and OUTCAR

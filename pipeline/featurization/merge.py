@@ -46,7 +46,7 @@ def merge(
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 
     Returns:
-        Report; its numbers of records read, failed and duplicate include the runs that made the stores.
+        Report in which the numbers of records read, failed and duplicate include the runs that made the stores.
 
     Raises:
         StoreError: No stores are given, a store cannot be read or changes during the run, or the stores differ in

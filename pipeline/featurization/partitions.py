@@ -95,7 +95,8 @@ class Partition:
     Attributes:
         number: Number of the partition, in the order of the sources.
         content: Where the records are.
-        begin, end: Range of items of `content` to read, without `end`: documents, rows, or the files of a `FileGroup`.
+        begin, end: Range of items of `content` to read, excluding `end`. Items are documents, rows, or the files of a
+            `FileGroup`.
     """
 
     number: int

@@ -231,7 +231,7 @@ def _distance_square(
 def _bins(
     frac: NDArray[np.float64], reach: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Return the lowest coordinate, and the width and number of bins along each axis.
+    """Return the lowest coordinate, the width of the bins and their number along each axis.
 
     If there are several bins along an axis, they are at least as wide as the reach.
     """

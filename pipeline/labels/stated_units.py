@@ -27,7 +27,9 @@ _SPELLINGS = {
 
 
 def stated_units(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Return the units that a record states, by field; names are in lower case and the singular, without ``REF_``.
+    """Return the units that a record states, by the name of the field.
+
+    Names are in lower case and in the singular, without ``REF_``.
 
     Args:
         fields: The record.

@@ -1,4 +1,4 @@
-"""Reading of frames of extended XYZ with ASE, after adapting comment lines in which codes spell keys differently."""
+"""Reading of frames of extended XYZ with ASE; comment lines are adapted first, because codes spell keys differently."""
 
 from __future__ import annotations
 

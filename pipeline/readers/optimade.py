@@ -88,7 +88,7 @@ def _only_symbol(species: Mapping[str, Any], atom: int) -> str:
 
 
 def _check_features(attributes: Mapping[str, Any], *, species_known: bool) -> None:
-    """Reject features that the sites do not describe; known species do describe disorder and attachments."""
+    """Reject features that the sites do not describe; if species are known, they describe disorder and attachments."""
     listed, assemblies = attributes.get("structure_features"), attributes.get("assemblies")
     features = set() if listed is None else set(listed)
     if "assemblies" in features or (assemblies is not None and len(assemblies) > 0):

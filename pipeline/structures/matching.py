@@ -79,7 +79,7 @@ def _reduced_cell(cell: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def composition_key(structure: Structure) -> int:
-    """Return a hash of the reduced composition and the periodicity: an integer below 2^64, equal in every process."""
+    """Return a hash of the reduced composition and the periodicity, below 2^64 and the same in every process."""
     counts = np.bincount(structure.atomic_number)
     species = np.flatnonzero(counts)
     digest = hashlib.blake2b(structure.pbc.astype("u1").tobytes(), digest_size=8, person=b"composition")
@@ -154,7 +154,7 @@ def _same_primitive(a: Structure, b: Structure, tolerance: float) -> bool:
 def _deformations(bases: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the largest deviation of each basis from the target after the best rotation: float64[n], angstrom.
 
-    The rotation is found as by Kabsch, Acta Cryst. A32, 922 (1976).
+    The rotation is found with the method of Kabsch, Acta Cryst. A32, 922 (1976).
     """
     left, _, right = np.linalg.svd(np.swapaxes(bases, 1, 2) @ target)
     left[:, :, 2] *= np.sign(np.linalg.det(left @ right))[:, None]
