@@ -188,10 +188,10 @@ def make_network(
 
 
 def find_checkpoints(path: str | Path) -> list[Path]:
-    """List the checkpoints of a run folder: that of the network, or those of all members of an ensemble.
+    """List the checkpoints of a run folder: the network's own, or one for each member of an ensemble.
 
     Args:
-        path: Run folder; any other path is returned unchanged, without a check that it exists.
+        path: Run folder. A path that is not a folder is returned as the only entry; whether it exists is not checked.
 
     Raises:
         CheckpointError: The folder holds no finished model, or its ``ensemble.json`` is damaged.

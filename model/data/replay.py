@@ -32,7 +32,7 @@ from .batches import of_elements
 # Folder of the replayed structures in the run folder, and name of the subset that is held out.
 REPLAY_STORE, REPLAY = "replay.zarr", "replay"
 # Structures are held out in addition to those that are trained on: a tenth of their number within these bounds, but no
-# more than a fifth of the store.
+# more than a fifth of the structures that can be replayed (and at least one).
 LEAST_HELD_OUT, MOST_HELD_OUT = 20, 200
 # Root attribute with the origin of the structures and the number of those to train on.
 _ORIGIN = "replay"
@@ -59,7 +59,11 @@ class Replay:
         return len(self.store) - self.n_training
 
     def chosen(self, subset: str) -> NDArray[np.bool_]:
-        """Mask of a subset, bool[n_structures]: ``training``, or `REPLAY` for the structures that are held out."""
+        """Return the mask of a subset, bool[n_structures].
+
+        Args:
+            subset: ``training``, or `REPLAY` for the structures that are held out; any other subset is empty.
+        """
         place = np.arange(len(self.store))
         if subset == REPLAY:
             return place >= self.n_training
@@ -67,7 +71,7 @@ class Replay:
 
 
 def open_replay(config: FineTuneConfig, cutoff: float) -> GraphStore | None:
-    """Open the store of structures to replay; None if there is none.
+    """Open the store of structures to replay, or return None if there is none.
 
     Args:
         config: Settings of fine-tuning.
@@ -113,8 +117,11 @@ def replay(
         elements: Elements that the checkpoint supports; structures with other elements are not sampled.
         config: Settings of fine-tuning.
         count: Number of new structures to train on.
-        seed: Random seed of the sample.
+        seed: Random seed of the sample and of the displacements of atoms.
         identity: Digest of everything that the sample and its labels depend on.
+
+    Returns:
+        The sample, which is also stored in the run folder.
 
     Raises:
         ConfigError: The store has fewer than two structures of these elements, or the network predicts no energy.
@@ -165,7 +172,7 @@ def _sample(
 
 
 def _rattled(rows: PlacedBlock, rattle: float, seed: int, cutoff: float) -> GraphBlock:
-    """Displace the atoms: in relaxed crystals forces vanish, so labels would contain little about other positions."""
+    """Displace the atoms. In relaxed crystals forces vanish, so their labels say little about other positions."""
     structures = []
     for place, row in enumerate(rows.row.tolist()):
         structure = rows.block.structure(place)
@@ -219,7 +226,7 @@ def _arrays() -> Sequence[ArraySpec]:
 
 
 def _rows(block: GraphBlock, potential: TorchPotential) -> dict[str, Any]:
-    """Rows of a graph store: the graphs and their labels."""
+    """Return the rows of a graph store: the graphs and their labels."""
     found = potential.evaluate(block)
     isolated = np.minimum.reduceat(block.n_neighbors, block.atom_start) == 0
     hashes = b"".join(block.structure(place).content_hash() for place in range(len(block)))

@@ -31,7 +31,7 @@ class Split:
     Attributes:
         training: bool[n_structures] for each store, structures to train on.
         validation: bool[n_structures] for each store, structures to validate on during training.
-        test: bool[n_structures] for each store, structures for the final test; all False if no test was requested.
+        test: bool[n_structures] for each store, structures for the final test; all False if there is no test set.
     """
 
     training: tuple[NDArray[np.bool_], ...]

@@ -19,7 +19,7 @@ from torch import Tensor
 from .irreps import Irrep, Path, coupling
 
 # A coupling is new if the part of it that is not a combination of earlier ones exceeds this fraction of its norm.
-# Couplings are exact up to float64 rounding, and the smallest such part of a new coupling up to degree 4 is 0.04.
+# Couplings are exact up to float64 rounding, and the smallest fraction for a new coupling up to degree 4 is 0.04.
 _NEW = 1e-3
 
 
@@ -101,7 +101,7 @@ def symmetrised(tensor: Tensor, factors: tuple[Irrep, ...]) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _exchanges(factors: tuple[Irrep, ...]) -> list[tuple[int, ...]]:
-    """Permutations of the factors that leave the irrep at each place unchanged."""
+    """Return the permutations of the factors that leave the irrep at each place unchanged."""
     orders = itertools.permutations(range(len(factors)))
     return [
         order for order in orders if all(factors[place] == irrep for place, irrep in zip(order, factors, strict=True))
