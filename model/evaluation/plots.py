@@ -64,7 +64,7 @@ class Parity:
             )
 
     def points(self) -> tuple[Floats, Floats]:
-        """Labels and predictions where both are finite, float64[n] each."""
+        """Return labels and predictions where both are finite, float64[n] each."""
         return both_finite(self.label, self.found)
 
 
@@ -146,7 +146,8 @@ def calibration_plot(
     """Plot errors of an ensemble against its spread, and measure how well the spread predicts the errors.
 
     The left panel shows each error, the right panel root mean squares in bins with equal numbers of points, sorted by
-    spread. Points without spread cannot be shown on a logarithmic axis; if there are no others, no file is written.
+    spread. Points without spread cannot be shown on a logarithmic axis. If there are no others, or if all their errors
+    are zero, no file is written.
 
     Args:
         error: float[...], mean of the ensemble minus the label; NaN where the label is missing.
@@ -330,13 +331,13 @@ def _save(figure: Figure, out: Path) -> None:
 
 
 def _marker_style(n: int) -> dict[str, Any]:
-    """Marker area (square points) and opacity for a plot of `n` points; both decrease as `n` grows."""
+    """Return the marker area (square points) and opacity for a plot of `n` points; both decrease as `n` grows."""
     crowd = float(np.clip((math.log10(max(n, 1)) - 2) / 2, 0, 1))  # from 100 to 10,000
     return {"s": LARGEST_MARK - 14 * crowd, "alpha": 0.8 - 0.45 * crowd, "linewidths": 0}
 
 
 def _ends(values: Floats, *, log: bool = False) -> tuple[float, float]:
-    """Axis limits, with a margin on both sides of the values."""
+    """Return axis limits, with a margin on both sides of the values."""
     low, high = float(values.min()), float(values.max())
     if log:
         room = max(1.15, (high / low) ** 0.05)
@@ -383,7 +384,7 @@ def _with_unit(text: str, unit: str) -> str:
 
 
 def _symbols(unit: str) -> str:
-    """Typeset a unit: eV/angstrom^3 with a ring and a superscript 3."""
+    """Typeset a unit: eV/angstrom^3 becomes eV/Å with a superscript 3."""
     return re.sub(r"\^(-?\d+)", r"$^{\1}$", unit.replace("angstrom", "Å"))
 
 
