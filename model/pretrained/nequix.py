@@ -49,6 +49,9 @@ KNOWN = {
 def read_nequix(path: str | Path) -> NequipNetwork:
     """Build the network of a Nequix file.
 
+    Returns:
+        The network in float32.
+
     Raises:
         CheckpointError: The file is damaged or not a Nequix file, or its architecture is not supported.
     """
@@ -188,6 +191,6 @@ def _network(settings: Mapping[str, Any], config: NequipConfig, state: Mapping[s
 
 
 def _activation_gain() -> float:
-    """Inverse root of SiLU's second moment, summed over quantiles of the normal distribution as in Nequix."""
+    """Return the inverse root of SiLU's second moment, averaged over normal quantiles as in Nequix."""
     shares = torch.linspace(-1, 1, 1_000_003, dtype=torch.float64)[1:-1]
     return float((silu(math.sqrt(2) * torch.erfinv(shares)) ** 2).mean() ** -0.5)
