@@ -143,8 +143,8 @@ class Graph:
         """Return one size as a tensor, int64[1].
 
         Raises:
-            ExportError: The size is neither a size of an input nor computed from such sizes by sums, products and floor
-                division.
+            ExportError: The size is neither a size of an input nor computed from sizes of inputs by sums, products and
+                floor division.
         """
         if size.is_Integer:
             return self.constant(torch.tensor([int(size)], dtype=torch.int64))

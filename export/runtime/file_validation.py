@@ -4,11 +4,11 @@ The file is a Protocol Buffers message. Readers of that format skip fields that 
 read a field that is given twice, and truncate numbers to their own width, so a file may mean one thing to a check and
 another to the runtime. Here every message must follow the schema of onnx.proto
 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto): known fields only, in their own encoding, none repeated unless
-it is a list, and numbers in their shortest form. Such a file has one meaning. Tensors in other files, sparse tensors,
-functions and operators of other domains have no place in the schema.
+it is a list, and numbers in their shortest form. Such files have only one meaning. Tensors in other files, sparse
+tensors, functions and operators of other domains have no place in the schema.
 
 The last entry of a file is the SHA-256 of all bytes before it, so that a flipped bit is detected. Files rewritten by
-other tools have no such entry at the end and are read without this check.
+other tools do not end with this entry and are read without this check.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ class NetworkConfig(Architecture):
         radial_hidden: Hidden width of the radial perceptron.
         correlation: Highest order of the products of an atom's density with itself (body order minus one).
         nonlinearity: Nonlinearity after each interaction: ``none``, ``gate`` (each channel is gated by its own scalar)
-            or ``mix`` (each channel is scaled by a perceptron on all scalars).
+            or ``mix`` (a perceptron on all scalars computes a term for each scalar and a factor for each other
+            channel).
         readout_hidden: Hidden width of the last energy readout.
         energy: Whether the network predicts an energy, with forces and stress.
         heads: Heads that predict other properties, by name.
@@ -146,7 +147,7 @@ class NequipConfig(Architecture):
             map for each element (``element``), or not at all (``none``); empty means ``linear`` everywhere. Before the
             first interaction the features depend only on the element, so ``linear`` and ``element`` are equivalent
             there.
-        residual: Whether an interaction that keeps the irreps adds its gated features to those before it.
+        residual: Whether an interaction that keeps the irreps adds its gated features to its input features.
         layer_norm: Whether features are divided by their root mean square before the gate.
         activation: Activation of even scalars.
         odd_activation: Activation of odd scalars; ``abs`` makes them even, so mirror symmetry is lost.
@@ -322,7 +323,9 @@ class MaceConfig(Architecture):
                 )
             senders |= set(kinds) if place + 1 < len(self.hidden_irreps) else set()
         if self.edge_irreps and not set(_checked_kinds(self.edge_irreps, parsed(self.edge_irreps))) <= senders:
-            raise ValueError(f"edge_irreps {self.edge_irreps} must be among the hidden irreps")
+            raise ValueError(
+                f"edge_irreps {self.edge_irreps} must be among the hidden irreps before the last interaction"
+            )
         return self
 
 

@@ -53,13 +53,13 @@ class LossConfig(Section):
 
 
 class SplitConfig(Section):
-    """Which structures are held out.
+    """Settings of the split into training, validation and test structures.
 
     Attributes:
         by: How structures are held out. ``structure``: at random. ``composition``: all structures of randomly chosen
             reduced formulas. ``group``: all structures with randomly chosen values of the column `key`.
-            ``stratified``: at random, the same fraction for each value of the column `key`. ``time``: those with the
-            latest values in the column `key`.
+            ``stratified``: at random, the same fraction for each value of the column `key`. ``time``: the structures
+            with the latest values in the column `key`.
         key: Column of the stores (`featurize --column` keeps it); required if `by` is ``group``, ``stratified`` or
             ``time``.
         validation: Fraction of the structures used for validation during training.
@@ -88,7 +88,7 @@ class SplitConfig(Section):
 
 
 class FineTuneConfig(Section):
-    """Fine-tuning: which weights to start from, and what to keep.
+    """Settings of fine-tuning: the weights to start from, and the parts that stay unchanged.
 
     Attributes:
         checkpoint: Path of a model.ckpt or a run folder; its architecture replaces `network`, except for new heads.
@@ -140,7 +140,7 @@ class TrainingConfig(Section):
         ema_decay: Decay of the exponential moving average of the weights, which is validated and saved.
         gradient_clip: Maximum norm of the gradient; larger gradients are scaled down to it.
         loss: Terms of the loss and their weights.
-        split: Which structures are held out.
+        split: Settings of the split into training, validation and test structures.
         fine_tune: Settings of fine-tuning; without a checkpoint, the network starts from random weights.
         dtype: Data type of weights and features; energies are always summed in float64.
         threads: Number of PyTorch threads per process; None uses PyTorch's default, as a rule one per core.

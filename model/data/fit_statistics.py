@@ -52,7 +52,7 @@ def fit_statistics(
     Reference energies are the least-squares fit of total energies to composition; if the compositions do not determine
     them, the minimum-norm solution is used. Energy scales are the root mean square of the force components or, without
     forces, the standard deviation of the residual energy per atom. The shifts of a head are fitted to composition if
-    structures have its label; if atoms have it, they are the means of the elements.
+    its labels belong to structures; if they belong to atoms, the shifts are the mean labels of each element.
 
     Args:
         stores: Graph stores.
@@ -60,7 +60,7 @@ def fit_statistics(
         cutoff: Cutoff radius of the network (angstrom).
         energy: Whether there are energies; if not, reference energies are 0 and scales 1.
         heads: Labels of the heads, by name.
-        known: Reference energies (eV) by atomic number that are not fitted, such as those of isolated atoms.
+        known: Reference energies (eV) by atomic number that are not fitted, such as energies of isolated atoms.
         energy_scale: ``global``: one scale for all elements; ``element``: a separate scale for each element with at
             least 100 labelled force components.
 
@@ -145,7 +145,7 @@ class _Energies:
         self._per_atom.add(np.ones_like(energy), counts[known] / size, energy / size)
 
     def references(self, known: Mapping[int, float]) -> NDArray[np.float64]:
-        """Return reference energies by atomic number (eV), float64[119]: those in `known`, and fits of all others."""
+        """Return reference energies by atomic number (eV), float64[119]; `known` energies are kept, others fitted."""
         r = self._totals.r
         found = np.zeros(N_ATOMIC_NUMBERS)
         found[list(known)] = list(known.values())
@@ -279,7 +279,7 @@ class _StructureHead:
 class _AtomHead:
     """Fit of atom labels: mean invariant components by element; elements without labels get the mean over all atoms.
 
-    Means and squared deviations are merged from those of the pieces (Chan, Golub & LeVeque, 1979).
+    Means and squared deviations of the blocks are merged (Chan, Golub and LeVeque, 1979).
     """
 
     def __init__(self, head: HeadLabels) -> None:

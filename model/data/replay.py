@@ -31,10 +31,10 @@ from .batches import of_elements
 
 # Folder of the replayed structures in the run folder, and name of the subset that is held out.
 REPLAY_STORE, REPLAY = "replay.zarr", "replay"
-# Structures are held out in addition to those that are trained on: a tenth of their number within these bounds, but no
-# more than a fifth of the structures that can be replayed (and at least one).
+# Some structures are held out in addition to the replayed structures to train on: a tenth of the requested number,
+# within these bounds, but no more than a fifth of all structures that can be replayed (and at least one).
 LEAST_HELD_OUT, MOST_HELD_OUT = 20, 200
-# Root attribute with the origin of the structures and the number of those to train on.
+# Root attribute with the origin of the structures and the number of structures to train on.
 _ORIGIN = "replay"
 _ROWS_AT_ONCE = 256
 _GRAPH_ARRAYS = ("n_atoms", "n_edges", "cell", "pbc", "atomic_number", "frac_coord", "n_neighbors", "neighbor", "image")
@@ -45,8 +45,8 @@ class Replay:
     """Replayed structures.
 
     Attributes:
-        store: The structures, first those to train on and then those held out, with the predictions of the network
-            before its first step as labels.
+        store: The structures to train on, followed by the structures that are held out. Their labels are the
+            predictions of the network before its first step.
         n_training: Number of structures to train on.
     """
 
@@ -78,7 +78,7 @@ def open_replay(config: FineTuneConfig, cutoff: float) -> GraphStore | None:
         cutoff: Cutoff radius of the network (angstrom).
 
     Raises:
-        ConfigError: The cutoff of the store is smaller than that of the network, or no checkpoint is fine-tuned.
+        ConfigError: The store has a smaller cutoff than the network, or no checkpoint is fine-tuned.
         StoreError: The store cannot be read.
     """
     if config.replay is None:

@@ -156,7 +156,7 @@ def head_labels(stores: Sequence[GraphStore], heads: Mapping[str, HeadConfig]) -
     """Find the labels of all heads in the stores.
 
     Raises:
-        ConfigError: No store has the label, or it does not fit the head.
+        ConfigError: No store has the label of a head, or the label does not fit the head.
         StoreError: The shape or unit of a label differs between stores.
     """
     found = {name: _find_labels(stores, name, config) for name, config in heads.items()}

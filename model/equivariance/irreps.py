@@ -187,7 +187,7 @@ def _are_scalar_products(paths: Sequence[Path]) -> bool:
 
 
 def _is_distinct_in_square(path: Path, order: Sequence[Irrep]) -> bool:
-    """Whether a feature times itself has this product and no earlier path already yields it."""
+    """Whether the square of a feature has this product, and no earlier path yields the same product."""
     if path.left == path.right:
         return bool(path.out.l % 2 == 0)  # products with odd l are antisymmetric, so they vanish
     return order.index(path.left) < order.index(path.right)

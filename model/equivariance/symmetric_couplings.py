@@ -39,7 +39,7 @@ class SymmetricCoupling:
 
 
 def symmetric_couplings(irreps: Sequence[Irrep], out: Irrep, order: int) -> list[SymmetricCoupling]:
-    """Return a basis of those symmetric products of `order` copies of a feature whose result has the irrep `out`.
+    """Return a basis of the symmetric products of `order` copies of a feature that have the irrep `out`.
 
     Args:
         irreps: Irreps of the feature; each irrep is listed only once.

@@ -89,7 +89,7 @@ def learning_curves(log: Path, out: Path, units: Mapping[str, str]) -> None:
     Args:
         log: ``metrics.csv`` of Lightning's `CSVLogger`.
         out: Path of the PNG.
-        units: Units of the quantities, by name; panels follow this order, and those of other quantities come last.
+        units: Units of the quantities, by name. Panels follow this order; panels of other quantities come last.
     """
     figure = _curves_figure(read_curves(log), units)
     if figure is not None:
@@ -292,7 +292,7 @@ def _select_points(sizes: Sequence[int]) -> list[NDArray[np.int64]]:
     """Choose the points of each set to draw: all, or a random selection of large sets (the same in each call)."""
     generator, left = np.random.default_rng(0), MAX_DRAWN
     chosen = [np.arange(size) for size in sizes]
-    # Small sets come first; what they leave of their shares goes to the larger sets.
+    # Small sets come first; the larger sets get the unused rest of their shares.
     for place, k in enumerate(np.argsort(sizes, kind="stable")):
         share = left // (len(sizes) - place)
         if sizes[k] > share:

@@ -57,7 +57,7 @@ class SymmetricContraction(nn.Module):
         found = [one for out in irreps_out for order in orders for one in symmetric_couplings(irreps_in, out, order)]
         self.couplings = [one for out in irreps_out for one in symmetric_couplings(irreps_in, out, 1)]
         self.linear = [one.out for one in self.couplings]
-        # For each second factor, the last factors that occur beside it.
+        # For each second factor, the last factors that occur together with it.
         self.lasts = {
             second: [irrep for irrep in irreps_in if (second, irrep) in {one.factors[-2:] for one in found}]
             for second in irreps_in

@@ -224,7 +224,10 @@ class _Reader:
     def of_head(self, values: Tensor) -> Tensor:
         """Return the row of the head; older files have one row for all heads."""
         if len(values) not in {1, self.n_heads}:
-            raise CheckpointError(f"it has constants for {len(values)} heads, but {self.n_heads} head names")
+            raise CheckpointError(
+                f"the constants belong to {len(values)} heads, but the settings name {self.n_heads}; check that the "
+                "settings belong to this file"
+            )
         return values[self.head if len(values) > 1 else 0]
 
     def pair_functions(self, network: MaceNetwork) -> dict[str, Tensor]:

@@ -4,8 +4,8 @@ Both formats begin with a line of JSON that holds the settings. After this line 
 NumPy's format in the order of the model's leaves. Conventions that differ from ours, and how they are converted:
 
 - linear maps on irreps divide by the square root of the number of input channels: folded into the weights;
-- activations of the gate, but not those of the radial perceptron, are divided by the square root of their second
-  moment: folded into the next maps;
+- activations of the gate, but not of the radial perceptron, are divided by the square root of their second moment:
+  folded into the next maps;
 - Bessel functions have a prefactor 2 / cutoff: folded into the radial perceptron;
 - sums are divided by the square root of the mean number of neighbours: folded into the next map;
 - PyTorch and JAX files order radial functions by the irrep that a path ends in: reordered;

@@ -1,6 +1,6 @@
 """Published weights that equiscreen was never tested with: their addresses are known, but not their SHA-256.
 
-equiscreen downloads no file whose hash it does not know, so these are listed for people who download them.
+equiscreen downloads no file whose hash it does not know, so users must download these files themselves.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def new_heads(config: Architecture, start: Network) -> set[str]:
 
 
 def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Collection[str] = ()) -> list[str]:
-    """Copy the weights of `start` (per-element weights only for shared elements), and freeze some of them.
+    """Copy the weights of `start` (per-element weights only for shared elements), and freeze some parameters.
 
     Args:
         network: Network of the same architecture, possibly with additional heads and other elements.
@@ -136,7 +136,7 @@ def is_by_pair(name: str) -> bool:
 def merged_statistics(
     elements: Sequence[int], fitted: DataStatistics, start: Network, anew: Collection[str]
 ) -> tuple[tuple[int, ...], DataStatistics]:
-    """Merge the statistics of the data with those of the checkpoint, which take precedence, for the elements of both.
+    """Merge the statistics of the data and the checkpoint for the elements of both; the checkpoint takes precedence.
 
     The weights were learned with the checkpoint's scales and mean number of neighbours; new heads use the statistics of
     the data.

@@ -148,8 +148,8 @@ class TrainingModule(lightning.LightningModule):
     def _leave_other_elements(self) -> None:
         """Clear the gradients of the weights of elements that occur only in replayed structures.
 
-        Few batches contain such an element, and before the first steps its gradients are noise. Adam, which divides by
-        their size, would turn each into a large step.
+        Few batches contain these elements, and in the first steps their gradients are noise. Adam, which divides by the
+        size of gradients, would turn each of them into a large step.
         """
         if not self._other_elements:
             return

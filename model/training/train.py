@@ -60,7 +60,7 @@ class TrainingReport:
         units: Units of the errors, by output.
         n_training, n_validation, n_test: Number of structures in each subset.
         n_replayed, n_held_out: Number of replayed structures that were trained on, and that were held out.
-        epochs: Number of epochs, including those before an interruption.
+        epochs: Number of epochs, including epochs before an interruption.
         seconds: Duration of this call (seconds).
     """
 
@@ -152,8 +152,8 @@ def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None,
         members: Number of members of the ensemble; 1 is a single network.
 
     Raises:
-        ConfigError: The cutoff exceeds that of a store, the loss has a term for an unknown head, the checkpoint to
-            fine-tune is an ensemble or cannot have the new heads, or structures are replayed without a checkpoint.
+        ConfigError: The cutoff exceeds the cutoff of a store, the loss has a term for an unknown head, the checkpoint
+            to fine-tune is an ensemble or cannot have the new heads, or structures are replayed without a checkpoint.
         StoreError: The store to replay cannot be read.
         CheckpointError: The checkpoint to fine-tune cannot be read.
     """

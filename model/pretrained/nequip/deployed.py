@@ -2,7 +2,8 @@
 
 Conventions that differ from later versions, and how they are converted:
 
-- the self-connection is a tensor product with the one-hot vector of the type, and features begin as a linear map of it;
+- the self-connection is a tensor product with the one-hot vector of the type, and features begin as a linear map of
+  this vector;
 - radial perceptrons are e3nn's, whose activations are divided by the square root of their second moment;
 - frequencies of Bessel functions include the factor pi;
 - the readout is two linear maps with nothing in between: merged into one;

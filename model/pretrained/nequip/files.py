@@ -1,4 +1,4 @@
-"""Files of NequIP and its extension Allegro: what does not depend on the architecture.
+"""Files of NequIP and its extension Allegro: the parts that do not depend on the architecture.
 
 A checkpoint (`.ckpt`) holds the weights and the settings that the network was built from. A package (`.nequip.zip`)
 holds the built modules, which are read as records: its settings are attributes of the modules, so it does not matter
@@ -225,7 +225,7 @@ class NequipFile:
         """Return the power of the envelope of the pair repulsion; None if the network has no pair repulsion.
 
         Args:
-            *cutoff: Names of the modules on the way to the envelope that packages before `OWN_ENVELOPE` use for it.
+            *cutoff: Names of the modules on the way to the envelope of the repulsion in packages before `OWN_ENVELOPE`.
 
         Raises:
             CheckpointError: The pair potential is not supported.

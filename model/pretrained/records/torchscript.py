@@ -1,4 +1,4 @@
-"""TorchScript archives: what `torch.jit.save` writes, such as MACE's files for LAMMPS and NequIP's deployed models.
+"""TorchScript archives, which `torch.jit.save` writes, such as MACE's files for LAMMPS and NequIP's deployed models.
 
 A TorchScript archive is a ZIP file of `data.pkl` (a module with its parameters, buffers and attributes, among them the
 irreps of e3nn as tuples), `code/` (the text of its classes) and `extra/` (texts that the exporting code added). The
@@ -106,7 +106,7 @@ def _modules(module: Record) -> Iterator[Record]:
 
 
 def _regroup(module: Record, text: str) -> None:
-    """Group attributes as in a pickled module, and add what only the text of the class holds."""
+    """Group attributes as in a pickled module, and add constants and activations that only the class's text holds."""
     groups: dict[str, Any] = {"_modules": {}, "_parameters": {}, "_buffers": {}}
     for name, value in module.fields.items():
         plain = _plain(value)
