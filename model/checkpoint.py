@@ -43,7 +43,8 @@ class ModelCard:
         mirror_structures: Number of structures on which `mirror_violation` was measured.
         calibration: Root mean square of the ratio of error to spread, by output, for an ensemble; 1 means that the
             spread is well calibrated.
-        origin: Provenance of imported weights: name, file, fidelity, functional, training data, licence, citation.
+        origin: Provenance of imported weights: file and, if known, name, fidelity, functional, training data, licence
+            and citation. For refitted reference energies, also the stores that they were fitted to.
     """
 
     symmetry: str = "o3"

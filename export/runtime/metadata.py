@@ -45,7 +45,7 @@ class ModelMetadata:
         limits: Largest `parity` and `laws` that an export accepts, by output and unit.
         probes: ``structures`` is the number of structures on which `laws` was measured; ``forces eV/angstrom`` is the
             largest force on an atom in the measurements of `laws` and `parity`.
-        origin: Origin of imported weights: name, file, fidelity, functional, training data, licence, citation.
+        origin: Origin of imported weights and of refitted reference energies; see `model.checkpoint.ModelCard`.
         minimum_distances: Smallest distance of each pair of elements in the training data (angstrom), such as
             ``{"Na-Cl": 2.4}``; pairs that are never neighbours within the cutoff are absent. None if the training data
             are unknown, as for imported weights.

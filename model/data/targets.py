@@ -74,7 +74,11 @@ class HeadLabels:
         return there & ~finite_rows(self.components(values))
 
     def of(self, block: GraphBlock) -> NDArray[np.float64]:
-        """Return the components of all labels of a block, float64[n_structures or n_atoms, dim]; NaN where unusable."""
+        """Return the components of all labels of a block.
+
+        Returns:
+            float64[n_structures or n_atoms, dim]; a row is NaN if its label is missing or cannot be used.
+        """
         atoms = self.config.per == "atom"
         labels = block.atom_labels if atoms else block.structure_labels
         if self.label not in labels:

@@ -13,10 +13,10 @@ from .tensors import TensorBasis, TensorProperty, presentation, tensor_basis
 def rotate_property(
     values: NDArray[np.float64], head: TensorProperty, shape: tuple[int, ...], turn: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the values of a head after its structures are rotated: float64[n, *shape].
+    """Return the values of a head for rotated structures: float64[n, *shape].
 
     Args:
-        values: float64[n, *shape].
+        values: float64[n, *shape], values for the structures before the rotation.
         head: Configuration of the head.
         shape: Shape of one value.
         turn: float64[3, 3], the rotation or rotoinversion applied to the positions.

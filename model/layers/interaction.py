@@ -253,7 +253,7 @@ class Gate(nn.Module):
 
 
 class ScalarMix(nn.Module):
-    """Adds f to each scalar and multiplies other channels by 1 + f, a learned function of all scalars for each channel.
+    """Adds f to each scalar and multiplies other channels by 1 + f; each channel has its own learned f(all scalars).
 
     Args:
         channels: Number of channels of each irrep.

@@ -182,6 +182,6 @@ def merged_statistics(
 
 
 def _merged_geometry(start: GeometryStatistics | None, data: GeometryStatistics | None) -> GeometryStatistics | None:
-    """Return the new data's density and size with the smallest distances in both data; None if either is unknown."""
+    """Return the density and size of the new data, and the smallest distances in both; None if either is unknown."""
     distances = joint_minimum_distances([start, data])
     return None if data is None or distances is None else replace(data, minimum_distances=distances)

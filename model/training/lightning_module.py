@@ -372,7 +372,10 @@ def largest_label(data: TrainingData, network: Network, config: TrainingConfig) 
 
 
 def _label_sizes(batch: Batch, name: str) -> NDArray[np.float64]:
-    """Return the largest number in each structure's label, float64[G] (absolute; energies per atom); 0 without one."""
+    """Return the largest absolute number in each structure's label, float64[G]; 0 without a label.
+
+    Energies are per atom.
+    """
     values = batch.labels[name].cpu().abs()
     values = torch.where(torch.isfinite(values), values, 0.0).reshape(len(values), -1).amax(1)
     if len(values) != len(batch):  # one label per atom

@@ -247,7 +247,7 @@ def _network(content: _Content) -> AllegroNetwork:
         weights["sum_scales"] = factors[order]
     embedding, _, readout = perceptrons
     (tensor,) = content.perceptron("tensor_embed.env_embed_linear")
-    (projection,) = file.perceptron("allegro.first_layer_env_embed_projection", None)  # normalised by inputs always
+    (projection,) = file.perceptron("allegro.first_layer_env_embed_projection", None)  # always normalised by inputs
     projection = torch.cat([_weighting(projection, config, content, common), tensor], dim=1)
     weights |= _matrices("perceptron", [*embedding[:-1], embedding[-1] @ projection])
     weights |= _matrices("readout", [*readout[:-1], readout[-1] * (common / math.sqrt(2))])
