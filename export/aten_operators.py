@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 
 def _traced(node: fx.Node, place: int = 0) -> Tensor:
-    """The traced tensor of an argument."""
+    """Return the traced tensor of an argument."""
     found: Tensor = node.args[place].meta["val"]  # type: ignore[union-attr]
     return found
 
@@ -49,20 +49,20 @@ def _elementwise(kind: str) -> Callable[..., Value]:
 
 
 def _common_dtype(arguments: Sequence[Any]) -> torch.dtype:
-    """The dtype for comparing two operands, by PyTorch's rule: a number does not widen a tensor of its own kind."""
+    """Return the dtype for comparing two operands by PyTorch's rule: a number does not widen a tensor of its kind."""
     first, second = (x.meta["val"] if isinstance(x, fx.Node) else x for x in arguments)
     return torch.result_type(first, second)
 
 
 def _operand(graph: Graph, x: Any, dtype: torch.dtype) -> Value:
-    """A tensor or a number as a value of this dtype."""
+    """Convert a tensor, a number or a symbolic size to a value of this dtype."""
     if isinstance(x, sympy.Expr) and not x.is_number:
         return graph.cast(graph.reshape(graph.size(x), ()), dtype)
     return graph.cast(x, dtype) if isinstance(x, Value) else graph.constant(torch.tensor(x, dtype=dtype))
 
 
 def _neutral(kind: str, values: Sequence[Value]) -> Value | None:
-    """The other operand, if one operand is the neutral element of the operation."""
+    """Return the other operand if one operand is the neutral element of the operation, otherwise None."""
     neutral = {"Mul": 1.0, "Add": 0.0}.get(kind)
     if neutral is None:
         return None

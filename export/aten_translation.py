@@ -80,7 +80,7 @@ def _is_known(value: Any, node: fx.Node) -> bool:
 
 
 def _argument(x: Any, values: Mapping[fx.Node, Any]) -> Any:
-    """An argument as a handler takes it: tensors as values, sizes as symbolic expressions."""
+    """Convert an argument to the form that handlers take: tensors as values, sizes as symbolic expressions."""
     if isinstance(x, list | tuple):
         return [_argument(y, values) for y in x]
     if not isinstance(x, fx.Node):
@@ -89,7 +89,7 @@ def _argument(x: Any, values: Mapping[fx.Node, Any]) -> Any:
 
 
 def _splits(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, int, list[int], int]]:
-    """Slices that together make up their source: (source, axis, sizes of all slices, index of this slice)."""
+    """Find slices that together make up their source: (source, axis, sizes of all slices, index of this slice)."""
     groups: dict[tuple[fx.Node, int], dict[tuple[int, int], list[fx.Node]]] = {}
     for node in graph.find_nodes(op="call_function", target=aten.slice.Tensor):
         if len(node.args) != 4:

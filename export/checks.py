@@ -25,7 +25,8 @@ from .runtime.onnx_potential import OnnxPotential
 FORBIDDEN = frozenset({"Einsum", "If", "Loop", "Scan", "NonZero", "Sin", "Cos"})
 SCATTERS = frozenset({"ScatterND", "ScatterElements", "Scatter"})
 
-# Limit for all other outputs, relative to the largest value and to the spread of the labels.
+# Limit for outputs that are not in `LIMITS`, relative to the largest value or to the spread of the labels if that is
+# larger.
 PROPERTY_LIMIT = 1e-4
 REPEATS = 3
 # In float64, Sigmoid and Exp behave like Sin and Cos: their last bits may change with the number of threads.
@@ -62,7 +63,7 @@ def check_structure(model: onnx.ModelProto) -> None:
 
 
 def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """All nodes, including those of nested graphs."""
+    """Yield all nodes, including the nodes of nested graphs."""
     for node in nodes:
         yield node
         for attribute in node.attribute:
@@ -118,7 +119,7 @@ def _reference(networks: Sequence[Network]) -> Potential:
 
 
 def _limit(name: str, expected: Evaluation, network: Network, scale: float) -> float:
-    """The largest difference allowed for an output, in its unit."""
+    """Return the largest difference allowed for an output, in its unit."""
     mean = name.removesuffix(SPREAD)
     if mean in LIMITS:
         return LIMITS[mean] * scale
@@ -130,9 +131,9 @@ def _limit(name: str, expected: Evaluation, network: Network, scale: float) -> f
 
 
 def differences(a: Evaluation, b: Evaluation, block: GraphBlock, outputs: Iterable[str]) -> dict[str, float]:
-    """Largest absolute differences by output (energies: per atom).
+    """Return the largest absolute differences between two evaluations, by output (energies: per atom).
 
-    A NaN in only one of the two gives a NaN; outputs that are NaN everywhere in both are skipped.
+    A NaN in only one evaluation gives a NaN; outputs that are NaN everywhere in both evaluations are skipped.
     """
     out = {}
     for name in outputs:
@@ -182,5 +183,5 @@ def _equal(a: Evaluation, b: Evaluation) -> bool:
 
 
 def torch_dtype_name(network: Network) -> str:
-    """The dtype of a network, as "float32" or "float64"."""
+    """Return the dtype of a network, as "float32" or "float64"."""
     return "float64" if network.dtype == torch.float64 else "float32"

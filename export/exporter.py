@@ -40,8 +40,8 @@ class ExportReport:
         path: Path of the ONNX file.
         metadata: Metadata stored in the file, including the results of the checks.
         nodes: Number of nodes of the graph.
-        size_bytes: Size of the file, bytes.
-        seconds: Time for the translation to ONNX and the checks, seconds.
+        size_bytes: Size of the file (bytes).
+        seconds: Time for the translation to ONNX, the checks and writing the file (seconds).
     """
 
     path: Path
@@ -101,19 +101,20 @@ def export_onnx(
             as a single file.
         out: ONNX file to write.
         outputs: Names of the outputs to keep: ``energy``, ``forces``, ``stress`` and heads; None keeps all. Without
-            forces and stress, no gradient is computed, and 7net-0 is evaluated in 0.28 times the time.
-        float64: Compute in float64, for checks; several times slower.
-        average_mirror: Average a network without parity with its mirror image, so that the model respects reflections;
-            evaluations take twice as long.
+            forces and stress, no gradient is computed, and evaluations of 7net-0 take 0.28 times as long.
+        float64: Whether the model computes in float64, for checks; this is several times slower.
+        average_mirror: Whether to average a network without parity with its mirror image, so that the model respects
+            reflections; evaluations take twice as long.
         opset: Version of the ONNX operator set, from 17 to 23; older runtimes need a lower version.
-        overwrite: Replace an existing file.
+        overwrite: Whether to replace an existing file.
         note: Called with a line about the next step, since each step may take minutes.
 
     Raises:
         CheckpointError: The checkpoint cannot be read, or the members of the ensemble do not match.
         ConfigError: `average_mirror` is set for a network that has parity or heads.
-        ExportError: A check failed, the network lacks a requested output, or the opset is not supported.
-        OutputExistsError: The file already exists, is a folder, or is one of the checkpoints.
+        ExportError: The network cannot be translated or lacks a requested output, a check failed, or the opset is not
+            supported.
+        OutputExistsError: The file already exists, is a folder or a URL, or is one of the checkpoints.
     """
     target = check_file(out, find_checkpoints(checkpoint), overwrite=overwrite)
     networks, card = load_members(checkpoint, torch.float64 if float64 else None)
@@ -152,7 +153,7 @@ def lower_and_check(
 
     Raises:
         CheckpointError: The networks do not form an ensemble.
-        ExportError: A check failed, or the network lacks a requested output.
+        ExportError: The network cannot be translated or lacks a requested output, or a check failed.
     """
     note("export: tracing the network")
     network, outputs = networks[0], _kept(networks[0].outputs, wanted)
@@ -204,7 +205,11 @@ def lower_and_check(
 
 
 def _kept(outputs: Sequence[OutputSpec], wanted: Sequence[str] | None) -> tuple[OutputSpec, ...]:
-    """The requested outputs, in the order of the network."""
+    """Return the requested outputs, in the order of the network.
+
+    Raises:
+        ExportError: An output does not exist, or none is requested.
+    """
     known = [spec.name for spec in outputs]
     if wanted is None:
         return tuple(outputs)

@@ -61,7 +61,7 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.known: dict[tuple[Any, ...], Any] = {}
-        # Where each input size is read (input, axis), and the name of the axis that has it.
+        # Where each input size is read (input, axis), and the name of its axis.
         self.places: dict[sympy.Expr, tuple[str, int]] = {}
         self.axes: dict[sympy.Expr, str] = {}
         # The value that each reshaped value comes from.
@@ -84,7 +84,7 @@ class Graph:
         return value
 
     def described(self, value: Value) -> onnx.ValueInfoProto:
-        """Name, type and shape of a value, with the names of its axes of variable size."""
+        """Return the name, type and shape of a value, with the names of its axes of variable size."""
         sizes = [int(size) if size.is_Integer else self.axes.get(size) for size in value.shape]
         return helper.make_tensor_value_info(value.name, ONNX_TYPES[value.dtype], sizes)
 
@@ -95,7 +95,9 @@ class Graph:
             ExportError: The dtype has no translation to ONNX.
         """
         if tensor.dtype not in ONNX_TYPES:
-            raise ExportError(f"a constant of type {tensor.dtype} has no translation to ONNX")
+            raise ExportError(
+                f"a constant of type {tensor.dtype} has no translation to ONNX; use float32, float64, int64 or bool"
+            )
         array = tensor.detach().cpu().contiguous().numpy()
         key = ("constant", array.dtype.str, array.shape, array.tobytes())
         if key not in self.known:
@@ -126,7 +128,7 @@ class Graph:
         return found
 
     def sizes(self, sizes: Sequence[sympy.Expr]) -> Value:
-        """Several sizes as a tensor, int64[len(sizes)].
+        """Return several sizes as a tensor, int64[len(sizes)].
 
         Raises:
             ExportError: As in `size`.
@@ -138,11 +140,11 @@ class Graph:
         return parts[0] if len(parts) == 1 else self.emit("Concat", parts, shape, torch.int64, axis=0)
 
     def size(self, size: sympy.Expr) -> Value:
-        """One size as a tensor, int64[1].
+        """Return one size as a tensor, int64[1].
 
         Raises:
-            ExportError: The size is neither a size of an input nor computed from such sizes by sums, products and floor
-                division.
+            ExportError: The size is neither a size of an input nor computed from sizes of inputs by sums, products and
+                floor division.
         """
         if size.is_Integer:
             return self.constant(torch.tensor([int(size)], dtype=torch.int64))
@@ -152,7 +154,9 @@ class Graph:
             return self.emit("Shape", [source], (ONE,), torch.int64, start=axis, end=axis + 1)
         kinds = {sympy.Mul: "Mul", sympy.Add: "Add", FloorDiv: "Div"}
         if size.func not in kinds:
-            raise ExportError(f"the size {size} has no translation to ONNX")
+            raise ExportError(
+                f"the size {size} has no translation to ONNX; compute sizes by sums, products and floor division only"
+            )
         first, *others = (self.size(x) for x in size.args)
         for other in others:
             first = self.emit(kinds[size.func], [first, other], (ONE,), torch.int64)
@@ -174,7 +178,7 @@ class Graph:
         return self.emit("Cast", [value], value.shape, dtype, to=ONNX_TYPES[dtype])
 
     def reshape(self, value: Value, shape: Shape) -> Value:
-        """Reshape a value; of consecutive reshapes only the last is kept."""
+        """Reshape a value; only the last of several consecutive reshapes is kept."""
         if value.constant is not None:
             return self.constant(value.constant.reshape([int(size) for size in shape]))
         source = self.origins.get(value.name, value)
@@ -201,7 +205,7 @@ class Graph:
         return self.emit_many("Split", [value, lengths], shapes, value.dtype, axis=axis % len(value.shape))
 
     def model(self, outputs: Sequence[Value], names: Sequence[str], opset: int) -> onnx.ModelProto:
-        """The finished model, without nodes and inputs that no output needs."""
+        """Return the finished model, without nodes, inputs and constants that no output needs."""
         for value, name in zip(outputs, names, strict=True):
             self.nodes.append(helper.make_node("Identity", [value.name], [name], name))
         needed, nodes = {*names}, []
@@ -222,31 +226,31 @@ class Graph:
 
 
 def size_of(size: Any) -> Any:
-    """A traced size as a symbolic expression; other values are returned unchanged."""
+    """Return a traced size as a symbolic expression; other values are returned unchanged."""
     if isinstance(size, torch.SymInt):
         return sympy.sympify(size.node.expr)
     return sympy.Integer(size) if isinstance(size, int) else size
 
 
 def shape_of(tensor: Tensor) -> Shape:
-    """Sizes of a traced tensor as symbolic expressions."""
+    """Return the sizes of a traced tensor as symbolic expressions."""
     return tuple(size_of(size) for size in tensor.shape)
 
 
 def with_size(shape: Shape, axis: int, size: sympy.Expr) -> Shape:
-    """The shape with the size of one axis replaced."""
+    """Return the shape with the size of one axis replaced."""
     out = list(shape)
     out[axis] = size
     return tuple(out)
 
 
 def broadcast(shapes: Sequence[Shape]) -> Shape:
-    """The shape that compatible shapes broadcast to."""
+    """Return the shape that compatible shapes broadcast to."""
     rank = max(len(shape) for shape in shapes)
     padded = [(ONE,) * (rank - len(shape)) + shape for shape in shapes]
     return tuple(next((size for size in sizes if size != ONE), ONE) for sizes in zip(*padded, strict=True))
 
 
 def open_axes(value: Value, traced: Tensor) -> list[int]:
-    """Axes of a value that ONNX still has to broadcast."""
+    """Return the axes of a value that ONNX still has to broadcast."""
     return [axis for axis, (own, size) in enumerate(zip(value.shape, shape_of(traced), strict=True)) if own != size]

@@ -27,8 +27,8 @@ from .graph_builder import OPSET
 # The inputs and their axes of variable size.
 _ATOMS, _SLOTS, _PAIRS, _STRUCTURES = ("atoms",), ("atoms", "slots"), ("pairs",), ("structures",)
 INPUTS = dict(zip(INPUT_NAMES, (_ATOMS, _SLOTS, _SLOTS, _SLOTS, _SLOTS, _PAIRS, _ATOMS, _STRUCTURES), strict=True))
-# Two tables whose numbers of atoms, slots and structures all differ: make_fx merges sizes that are equal. Each table is
-# given by a number of structures and a seed.
+# Two tables. In each, the numbers of atoms, slots, pairs and structures all differ, because make_fx merges sizes that
+# are equal. Each table is given by a number of structures and a seed.
 TRACED_STRUCTURES = ((7, 1), (5, 2))
 
 
@@ -64,8 +64,8 @@ def _example(network: Network, count: int, seed: int) -> tuple[Tensor, ...]:
     sizes = (*table.neighbors.shape, len(table.pair_slot), len(table.volume))
     if len(set(sizes)) < len(sizes) or min(sizes) < 2:
         raise ExportError(
-            f"the numbers of atoms, slots, pairs and structures in the traced example are {sizes}; they must all be "
-            "different and at least 2"
+            f"the numbers of atoms, slots, pairs and structures in the traced example are {sizes}, but they must be "
+            "different and at least 2; change TRACED_STRUCTURES in export/lowering.py"
         )
     return example
 

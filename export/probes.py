@@ -13,7 +13,8 @@ from ..pipeline.errors import ExportError
 from ..pipeline.graphs.graph_block import GraphBlock
 from ..pipeline.structures.structure import Structure
 
-# Rounding errors in float32: eV/atom, eV/angstrom and eV/angstrom^3. 7net-0 differs by 8e-7, 5e-6 and 9e-7.
+# Largest rounding errors allowed in float32: eV/atom, eV/angstrom and eV/angstrom^3. For 7net-0, ONNX Runtime differs
+# from PyTorch by 8e-7, 5e-6 and 9e-7.
 LIMITS = {"energy": 1e-5, "forces": 1e-4, "stress": 1e-5}
 UNITS = {"energy": "eV/atom", "forces": "eV/angstrom", "stress": "eV/angstrom^3"}
 # The limits hold for training data whose forces have this root mean square, eV/angstrom, and grow with larger forces.
@@ -29,10 +30,11 @@ class Probes:
     """Structures that resemble the training data in distances, density, size and forces.
 
     Attributes:
-        structures: The structures; the same fraction of them is periodic as in the training data.
-        blocks: Three blocks of such structures, of different sizes. Each block also has an isolated atom, and a crystal
-            and a molecule if their forces are as small as those of real structures.
-        force: Largest force on an atom, eV/angstrom; 0 without forces.
+        structures: Structures of the last block, of which about as large a fraction is periodic as in the training
+            data.
+        blocks: Three blocks of structures, of different sizes. Each block also has an isolated atom, and a crystal and
+            a molecule if their forces do not exceed `TAME`.
+        force: Largest force on an atom (eV/angstrom); 0 without forces.
         scale: Factor of `LIMITS`: above 1 if the forces of the training data are unusually large, or if forces on the
             structures exceed `TAME`.
     """

@@ -19,7 +19,8 @@ from .probes import LIMITS, UNITS, Probes
 from .runtime.onnx_potential import OnnxPotential
 
 _SEED = 31
-# The limit for heads is relative to the size of their values. In float64, all limits are multiplied by FLOAT64.
+# The limit for heads is relative to their largest value, or to 1 if that is larger. In float64, all limits are
+# multiplied by FLOAT64.
 HEAD_LIMIT = 1e-4
 FLOAT64 = 1e-6
 
@@ -35,7 +36,7 @@ class _Change:
 
 
 def check_laws(potential: OnnxPotential, heads: Mapping[str, HeadConfig], probes: Probes) -> dict[str, float]:
-    """Compare predictions for structures with those for rotated, mirrored, translated and renumbered copies.
+    """Compare predictions for structures with predictions for rotated, mirrored, translated and renumbered copies.
 
     Reflections are skipped for a model without parity.
 
@@ -119,7 +120,7 @@ def _with(
     move: NDArray[np.float64] | None = None,
     order: NDArray[np.int64] | None = None,
 ) -> Structure:
-    """A copy of a structure, rotated, translated and with its atoms in a different order."""
+    """Return a copy of a structure, rotated, translated and with its atoms in a different order."""
     order = np.arange(len(s)) if order is None else order
     turn = np.eye(3) if turn is None else turn
     positions = s.positions @ turn.T

@@ -45,8 +45,8 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
         model: Path of an ONNX file exported by equiscreen, or a loaded potential.
         device: Device for states that TorchSim creates; None is the CPU.
         dtype: Data type of states that TorchSim creates; the network computes in its own dtype.
-        compute_forces: Return forces. Leaving them out saves no time.
-        compute_stress: Return stresses. Leaving them out saves no time, but allows molecules and slabs.
+        compute_forces: Whether to return forces. Leaving them out saves no time.
+        compute_stress: Whether to return stresses. Leaving them out saves no time, but allows molecules and slabs.
         threads: Number of ONNX Runtime threads if `model` is a path; None uses all cores.
 
     Raises:
@@ -69,7 +69,7 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
         self._dtype = dtype
         self._compute_forces = compute_forces
         self._compute_stress = compute_stress
-        # For TorchSim's autobatchers: the neighbours of an atom are those within a cutoff.
+        # For TorchSim's autobatchers: the number of neighbours within the cutoff grows with the density.
         self._memory_scales_with = "n_atoms_x_density"
         self.potential = model if isinstance(model, OnnxPotential) else OnnxPotential.load(model, threads=threads)
         wanted = {"energy": True, "forces": compute_forces, "stress": compute_stress}
@@ -123,7 +123,7 @@ def _array(tensor: torch.Tensor) -> NDArray[Any]:
 
 
 def _graphs(state: SimState, order: NDArray[np.int64], pbc: NDArray[np.bool_], cutoff: float) -> GraphBlock:
-    """Graphs of all systems, with atoms in `order`.
+    """Build the graphs of all systems, with atoms in `order`.
 
     Raises:
         InvalidStructureError: A system cannot become a graph, or there are no systems.

@@ -43,7 +43,8 @@ class ModelCard:
         mirror_structures: Number of structures on which `mirror_violation` was measured.
         calibration: Root mean square of the ratio of error to spread, by output, for an ensemble; 1 means that the
             spread is well calibrated.
-        origin: Provenance of imported weights: name, file, fidelity, functional, training data, licence, citation.
+        origin: Provenance of imported weights: file and, if known, name, fidelity, functional, training data, licence
+            and citation. For refitted reference energies, also the stores that they were fitted to.
     """
 
     symmetry: str = "o3"
@@ -188,10 +189,10 @@ def make_network(
 
 
 def find_checkpoints(path: str | Path) -> list[Path]:
-    """List the checkpoints of a run folder: that of the network, or those of all members of an ensemble.
+    """List the checkpoints of a run folder: the network's own, or one for each member of an ensemble.
 
     Args:
-        path: Run folder; any other path is returned unchanged, without a check that it exists.
+        path: Run folder. A path that is not a folder is returned as the only entry; whether it exists is not checked.
 
     Raises:
         CheckpointError: The folder holds no finished model, or its ``ensemble.json`` is damaged.

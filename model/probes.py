@@ -139,7 +139,7 @@ class ProbeSource:
 
 
 def _tabulated() -> NDArray[np.float64]:
-    """Distances of neighbours from tabulated radii, by atomic numbers: float64[119, 119], angstrom."""
+    """Return distances of neighbours from tabulated radii, by atomic numbers: float64[119, 119] (angstrom)."""
     radii = _SPACING * covalent_radii
     radii[_NOBLE] = vdw_radii[_NOBLE]
     spacing = np.maximum(radii[:, None] + radii, _SHORTEST)
@@ -156,8 +156,8 @@ def tame(potential: Potential, structures: Sequence[Structure], count: int) -> t
         count: Number of structures to choose.
 
     Returns:
-        The first structures with such forces, or those with the smallest forces if there are too few; and the largest
-        force on an atom of any of them, eV/angstrom.
+        The first structures that meet both conditions and, if there are too few, also structures with larger forces
+        (the smallest first), then without neighbours; and the largest force on an atom of any of them (eV/angstrom).
     """
     block = GraphBlock.from_structures(structures, potential.cutoff)
     forces = potential.evaluate(block).forces

@@ -65,7 +65,7 @@ class DataStatistics:
 
 
 def joint_minimum_distances(geometries: Sequence[GeometryStatistics | None]) -> dict[str, float] | None:
-    """Smallest distance of each pair of elements in any of several training sets, angstrom.
+    """Return the smallest distance of each pair of elements in any of several training sets (angstrom).
 
     Returns:
         The result has the form of `GeometryStatistics.minimum_distances`; it is None if one of the sets lacks this

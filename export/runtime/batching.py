@@ -25,7 +25,7 @@ def evaluate_batches(block: GraphBlock, rows: NDArray[np.int64], potential: Pote
         potential: Potential; its attribute `slots`, if there is one, limits the size of a batch.
 
     Yields:
-        Rows of a batch, and their evaluation; the row of a structure that does not fit into memory, and None.
+        The rows of a batch and their evaluation, or the row of a structure that does not fit into memory and None.
     """
     slots = int(getattr(potential, "slots", DEFAULT_SLOTS))
     some = block if np.array_equal(rows, np.arange(len(block))) else block.take(rows)
@@ -52,7 +52,7 @@ def _halving(
     else:
         yield start, stop, found
         return
-    # Outside of the except clause, because the error keeps alive what the failed batch had allocated.
+    # Outside of the except clause, because the error keeps the memory of the failed batch allocated.
     if stop - start == 1:
         yield start, stop, None
         return

@@ -51,5 +51,5 @@ class ModelPlugin(WorkerPlugin):  # type: ignore[misc]
 
 
 def plugin_name(sha256: str) -> str:
-    """Name of the plugin that holds a model."""
+    """Return the name of the plugin that holds a model."""
     return f"equiscreen-{sha256}"

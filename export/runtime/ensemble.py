@@ -23,8 +23,8 @@ Models = str | Path | Sequence[str | Path]
 class Ensemble:
     """One or several models as one potential.
 
-    A single model is evaluated on its own. Several models give the mean of every output, its standard deviation
-    (divided by n - 1) as ``NAME_std``, as the exported file of an ensemble does, and the energies of all members as
+    A single model is evaluated on its own. Several models give the mean of every output, its sample standard deviation
+    (with n - 1) as ``NAME_std``, as the exported file of an ensemble does, and the energies of all members as
     ``energy_members``. The ensemble covers the elements that all members cover.
 
     Args:
@@ -101,7 +101,7 @@ class Ensemble:
         return Evaluation(**own, properties=found, virial=virial)
 
     def provenance(self) -> dict[str, Any]:
-        """The models that the results come from; several models are listed under ``files``."""
+        """Describe the models that the results come from; several models are listed under ``files``."""
         each = [model_provenance(name, member) for name, member in zip(self.names, self.members, strict=True)]
         if len(each) == 1:
             return each[0]
@@ -126,7 +126,7 @@ class Ensemble:
             schemes = [member.metadata.energy_scheme for member in (first, other)]
             if schemes[0] != schemes[1]:
                 raise ModelFileError(
-                    f"{its_name}: the energies follow the scheme {schemes[1]}, but those of {name} follow "
+                    f"{its_name}: the energies follow the scheme {schemes[1]}, but the energies of {name} follow "
                     f"{schemes[0]}, and different schemes cannot be averaged; screen with each model separately"
                 )
             if first.outputs != other.outputs:
@@ -147,7 +147,7 @@ class Ensemble:
 
 
 def paths_of(models: Models) -> list[str | Path]:
-    """Paths of one or several models, as a list."""
+    """Return the paths of one or several models, as a list."""
     return [models] if isinstance(models, str | Path) else list(models)
 
 

@@ -4,11 +4,11 @@ The file is a Protocol Buffers message. Readers of that format skip fields that 
 read a field that is given twice, and truncate numbers to their own width, so a file may mean one thing to a check and
 another to the runtime. Here every message must follow the schema of onnx.proto
 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto): known fields only, in their own encoding, none repeated unless
-it is a list, and numbers in their shortest form. Such a file has one meaning. Tensors in other files, sparse tensors,
-functions and operators of other domains have no place in the schema.
+it is a list, and numbers in their shortest form. Such files have only one meaning. Tensors in other files, sparse
+tensors, functions and operators of other domains have no place in the schema.
 
 The last entry of a file is the SHA-256 of all bytes before it, so that a flipped bit is detected. Files rewritten by
-other tools have no such entry at the end and are read without this check.
+other tools do not end with this entry and are read without this check.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class _Field:
     Attributes:
         kinds: Wire types in which the field may be encoded.
         repeated: Whether the field may be given more than once.
-        message: Message that the bytes of the field hold; None for text, numbers, and messages that hold nothing but
-            those.
+        message: Message that the bytes of the field hold; None for text, numbers, and messages that hold only text and
+            numbers.
         refusal: Why a file with this field is rejected; empty for allowed fields.
         domain: Whether the field names a domain of operators.
     """
@@ -179,7 +179,7 @@ def has_valid_checksum(data: bytes) -> bool:
 
 
 def with_checksum(data: bytes) -> bytes:
-    """The content of a model file with its checksum, as the last of its metadata properties.
+    """Return the content of a model file with its checksum, as the last of its metadata properties.
 
     Args:
         data: A serialised model without checksum.
@@ -190,7 +190,7 @@ def with_checksum(data: bytes) -> bytes:
 
 
 def _checksum_entry(data: bytes) -> bytes:
-    """The entry that should be at the end of a file; empty if the file has none at its end."""
+    """Return the checksum that the end of a file should hold; empty if the file does not end with a checksum."""
     length = len(with_checksum(b""))
     at = data.rfind(_CHECKSUM_KEY, -length)
     return with_checksum(data[:-length])[-length:] if at >= 0 else b""
@@ -234,7 +234,11 @@ def _check(message: memoryview, kind: str, name: str, depth: int) -> set[int]:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview]]:
-    """The fields of a message: number, wire type, and bytes (empty for numbers)."""
+    """Yield the fields of a message: number, wire type, and bytes (empty for numbers).
+
+    Raises:
+        _DamagedError: A field has no valid number, wire type or length.
+    """
     place = 0
     empty = message[:0]
     while place < len(message):
@@ -259,9 +263,10 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview]]:
 
 
 def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """A number and the position after it.
+    """Read a number; return it and the position after it.
 
     Raises:
+        IndexError: The message ends within the number.
         _DamagedError: The number has more than 64 bits, or is not in its shortest form.
     """
     value = shift = 0

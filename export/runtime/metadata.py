@@ -25,7 +25,7 @@ class ModelMetadata:
     Attributes:
         cutoff: Cutoff radius, angstrom.
         elements: Atomic numbers that the model covers.
-        dtype: Data type of inputs and outputs, "float32" or "float64".
+        dtype: Data type of weights and features, "float32" or "float64"; energies are summed in float64.
         outputs: Outputs of the model.
         symmetry: Group under which the model is equivariant: ``o3`` or ``so3``.
         energy_scheme: Energy scheme of the model (the DFT settings and corrections of its energies).
@@ -36,7 +36,7 @@ class ModelMetadata:
         validation: Mean absolute errors on the validation structures, by output and unit.
         test: Mean absolute errors on the test structures, by output and unit; empty without test structures.
         equiscreen: Version of equiscreen that exported the model.
-        members: Number of networks in the ensemble; with more than one, the model also predicts their spread.
+        members: Number of networks; if there are several, the model predicts their mean and their spread.
         mirror_violation: Largest differences between structures and their mirror images, by output and unit, for a
             network that is only SO(3)-equivariant; other structures may differ more.
         mirror_structures: Number of structures on which `mirror_violation` was measured.
@@ -45,7 +45,7 @@ class ModelMetadata:
         limits: Largest `parity` and `laws` that an export accepts, by output and unit.
         probes: ``structures`` is the number of structures on which `laws` was measured; ``forces eV/angstrom`` is the
             largest force on an atom in the measurements of `laws` and `parity`.
-        origin: Origin of imported weights: name, file, fidelity, functional, training data, licence, citation.
+        origin: Origin of imported weights and of refitted reference energies; see `model.checkpoint.ModelCard`.
         minimum_distances: Smallest distance of each pair of elements in the training data (angstrom), such as
             ``{"Na-Cl": 2.4}``; pairs that are never neighbours within the cutoff are absent. None if the training data
             are unknown, as for imported weights.
@@ -76,7 +76,7 @@ class ModelMetadata:
     schema: str = ONNX_SCHEMA
 
     def to_props(self) -> dict[str, str]:
-        """The metadata as strings, each a JSON value."""
+        """Return the metadata as strings, each a JSON value."""
         return {f"{_PREFIX}{name}": json.dumps(_plain(getattr(self, name))) for name in self.__slots__}
 
     @classmethod

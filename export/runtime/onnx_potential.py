@@ -189,7 +189,7 @@ def read_model(path: str | Path) -> bytes:
 
 
 def check_cutoff(graphs: GraphStore, potential: OnnxPotential, model: str | Path) -> None:
-    """Reject a model whose cutoff is larger than that of a graph store.
+    """Reject a model whose cutoff is larger than the cutoff of a graph store.
 
     Raises:
         ModelFileError: The cutoff of the model is larger.
@@ -221,7 +221,7 @@ def check_gradients(potential: OnnxPotential, model: str | Path, needed_by: str)
 
 
 def model_provenance(model: str | Path, potential: OnnxPotential) -> dict[str, Any]:
-    """The model that results come from, for the attributes of a dataset: its name and hashes, not its folder."""
+    """Describe the model that results come from, for the attributes of a dataset: by name and hash, not by folder."""
     return {
         "path": Path(model).name,
         "sha256": potential.sha256,

@@ -20,10 +20,10 @@ Provider = str | tuple[str, dict[str, Any]]
 
 
 def providers(device: str) -> list[Provider]:
-    """Execution providers of ONNX Runtime for a device.
+    """Return the execution providers of ONNX Runtime for a device.
 
     Args:
-        device: ``cpu``; ``cuda`` or ``cuda:N``; or ``auto``, a GPU if there is one.
+        device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``, which uses a GPU if there is one.
 
     Raises:
         DeviceError: The device is unknown, or a GPU is requested but ONNX Runtime cannot use one.
@@ -51,7 +51,7 @@ def check_providers(found: Sequence[str], chosen: Sequence[Provider], device: st
     Args:
         found: Names of the providers that ONNX Runtime uses.
         chosen: Providers from `providers`.
-        device: As for `providers`.
+        device: As in `providers`.
 
     Raises:
         DeviceError: A GPU was requested explicitly, and ONNX Runtime fell back to the CPU.
@@ -64,9 +64,9 @@ def check_providers(found: Sequence[str], chosen: Sequence[Provider], device: st
 
 
 def device_kind(device: str) -> str:
-    """Kind of device that results may depend on: ``cpu``, ``cuda``, or ``auto`` if each worker decides.
+    """Return the kind of device that results may depend on: ``cpu``, ``cuda``, or ``auto`` if each worker decides.
 
     Args:
-        device: As for `providers`.
+        device: As in `providers`.
     """
     return device.partition(":")[0]

@@ -1,4 +1,4 @@
 """Configuration of networks and of their training, as pydantic models.
 
-A new setting is a field here, and a line in docs/training.md.
+To add a setting, add a field to a model and a line to docs/training.md.
 """

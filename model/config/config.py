@@ -1,6 +1,6 @@
-"""The configuration of a network and of its training: one YAML file, every key with a default.
+"""The configuration of a network and of its training: one YAML file, in which every key has a default.
 
-docs/training.md documents every key; a test keeps it complete.
+docs/training.md documents every key, and a test checks that none is missing there.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _problem(model: type[BaseModel], place: tuple[int | str, ...], kind: str, me
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section class in an annotation, either itself or as the values of a dictionary."""
+    """Return the section class in an annotation, which may be the type of a dictionary's values; None without one."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _section(part)) is not None), None)

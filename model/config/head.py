@@ -14,7 +14,7 @@ class Section(BaseModel):
 
 
 class HeadConfig(Section):
-    """A property, other than the energy and its gradients, that the network predicts per structure or per atom.
+    """Configuration of a head, which predicts a property of structures or atoms other than energies, forces and stress.
 
     Attributes:
         tensor: Kind of tensor: a name from `model.equivariance.tensors.TENSORS` (scalar, vector, symmetric, elastic,

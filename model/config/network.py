@@ -75,7 +75,8 @@ class NetworkConfig(Architecture):
         radial_hidden: Hidden width of the radial perceptron.
         correlation: Highest order of the products of an atom's density with itself (body order minus one).
         nonlinearity: Nonlinearity after each interaction: ``none``, ``gate`` (each channel is gated by its own scalar)
-            or ``mix`` (each channel is scaled by a perceptron on all scalars).
+            or ``mix`` (a perceptron on all scalars computes a term for each scalar and a factor for each other
+            channel).
         readout_hidden: Hidden width of the last energy readout.
         energy: Whether the network predicts an energy, with forces and stress.
         heads: Heads that predict other properties, by name.
@@ -133,20 +134,20 @@ class NequipConfig(Architecture):
         embedding: Number of scalars in the initial embedding of an atom.
         hidden_irreps: Features of an atom after each interaction; the last are scalars.
         l_max: Highest degree of the spherical harmonics.
-        unit_vectors: Whether the spherical harmonics are those of unit vectors; otherwise degree l grows as the l-th
-            power of the distance in angstrom, as in the first SevenNet-0.
+        unit_vectors: Whether the spherical harmonics are evaluated for unit vectors; otherwise degree l grows as the
+            l-th power of the distance in angstrom, as in the first SevenNet-0.
         n_basis: Number of Bessel functions.
         radial_hidden: Hidden widths of the perceptrons that turn the Bessel functions into radial functions.
         envelope: Envelope that takes the radial functions to zero at the cutoff: ``polynomial`` (Gasteiger et al., ICLR
             2020) or ``xplor`` (the switching function used in molecular dynamics codes).
         envelope_power: Power of the polynomial envelope.
-        envelope_onset: Distance at which ``xplor`` begins to fall (angstrom).
+        envelope_onset: Distance at which ``xplor`` begins to fall (angstrom); required for ``xplor``.
         sender_scales: Whether the features that an atom sends are multiplied by a factor that depends on its element.
         self_connections: How each interaction adds an atom's own features: by a linear map (``linear``), by a linear
             map for each element (``element``), or not at all (``none``); empty means ``linear`` everywhere. Before the
             first interaction the features depend only on the element, so ``linear`` and ``element`` are equivalent
             there.
-        residual: Whether an interaction that keeps the irreps adds its gated features to those before it.
+        residual: Whether an interaction that keeps the irreps adds its gated features to its input features.
         layer_norm: Whether features are divided by their root mean square before the gate.
         activation: Activation of even scalars.
         odd_activation: Activation of odd scalars; ``abs`` makes them even, so mirror symmetry is lost.
@@ -219,7 +220,7 @@ class NequipConfig(Architecture):
 
     @property
     def tracks_parity(self) -> bool:
-        """Whether irreps are labelled with their parity; otherwise all are called even."""
+        """Whether irreps are labelled with their parity; otherwise all are labelled even."""
         return self.symmetry != "so3" or any("o" in text for text in self.hidden_irreps)
 
 
@@ -251,9 +252,9 @@ class MaceConfig(Architecture):
         hidden_irreps: Irreps of an atom's features after each interaction, without numbers of channels.
         edge_irreps: Features that senders pass on in all interactions but the first; empty means `hidden_irreps`.
         l_max: Highest degree of the spherical harmonics, and of the sum over neighbours.
-        correlation: Highest order of the products of this sum with itself, for each interaction.
-        residual: For each interaction, whether the atom's own features are added to the result, mapped by a matrix of
-            its element. Otherwise, such matrices act on the sum over neighbours.
+        correlation: Highest order of the products of the sum over neighbours with itself, for each interaction.
+        residual: For each interaction, whether the atom's own features are multiplied by a matrix of its element and
+            added to the result. Otherwise, the matrix of the element multiplies the sum over neighbours.
         density: For each interaction, whether the sum over neighbours is divided by a learned density.
         basis: Radial basis from which the learned radial functions are built.
         n_basis: Number of radial basis functions.
@@ -322,7 +323,9 @@ class MaceConfig(Architecture):
                 )
             senders |= set(kinds) if place + 1 < len(self.hidden_irreps) else set()
         if self.edge_irreps and not set(_checked_kinds(self.edge_irreps, parsed(self.edge_irreps))) <= senders:
-            raise ValueError(f"edge_irreps {self.edge_irreps} must be among the hidden irreps")
+            raise ValueError(
+                f"edge_irreps {self.edge_irreps} must be among the hidden irreps before the last interaction"
+            )
         return self
 
 
@@ -345,14 +348,14 @@ class AllegroConfig(Architecture):
         spline_span: Support of a spline, in spacings between the splines, minus one.
         envelope_power: Power of the polynomial envelope of the Bessel functions (Gasteiger et al., ICLR 2020).
         embedding: Number of scalars that the radial basis is mapped to.
-        embedding_hidden: Hidden widths of the perceptron that acts on them.
-        embedding_activation: Activation of that perceptron.
+        embedding_hidden: Hidden widths of the perceptron that acts on these scalars.
+        embedding_activation: Activation of this perceptron.
         channel_weights: Whether each channel has its own weights of the products, or all channels share them.
         latent_hidden: Hidden widths of the perceptrons of the layers.
         latent_activation: Activation of these perceptrons.
         readout_hidden: Hidden widths of the perceptron that turns scalars into an edge's energy.
-        readout_activation: Activation of that perceptron.
-        sum_scales: Whether sums over the edges of an atom are multiplied by a factor of its element.
+        readout_activation: Activation of this perceptron.
+        sum_scales: Whether sums over the edges of an atom are multiplied by a factor that depends on its element.
         pair_repulsion: As in `NequipConfig`.
     """
 
@@ -415,12 +418,12 @@ IMPORTED: dict[str, type[Imported]] = {"nequip": NequipConfig, "mace": MaceConfi
 
 
 def _checked_kinds(text: str, irreps: Sequence[tuple[int, Any]]) -> list[str]:
-    """Irreps of a MACE network, without their numbers of channels."""
+    """Check irreps of a MACE network, and return them without their multiplicities."""
     kinds = [str(ir) for _, ir in irreps]
     if len(set(kinds)) != len(kinds) or "0e" not in kinds:
-        raise ValueError(f"{text} must contain 0e, and each irrep only once")
+        raise ValueError(f"irreps {text} must contain 0e, and each irrep only once")
     if "0o" in kinds:
-        raise ValueError(f"{text}: pseudoscalars (0o) are not supported")
+        raise ValueError(f"irreps {text}: pseudoscalars (0o) are not supported; remove them")
     if any(ir.l > MAX_PRODUCT_DEGREE for _, ir in irreps) or any(mul > MAX_WIDTH for mul, _ in irreps):
-        raise ValueError(f"{text}: at most {MAX_WIDTH} channels and degree {MAX_PRODUCT_DEGREE} are supported")
+        raise ValueError(f"irreps {text}: at most {MAX_WIDTH} channels and degree {MAX_PRODUCT_DEGREE} are supported")
     return kinds

@@ -16,7 +16,7 @@ class TermConfig(Section):
 
     Attributes:
         weight: Weight of the mean over all labelled components.
-        kind: ``squared``, ``absolute`` or ``huber`` (squared below `delta`, absolute beyond).
+        kind: ``squared``, ``absolute`` or ``huber`` (squared up to `delta`, linear beyond).
         delta: Threshold of the Huber loss, in the units of the error.
     """
 
@@ -36,8 +36,8 @@ class LossConfig(Section):
     """Terms of the loss; missing labels are ignored.
 
     The terms measure errors of the energy per atom (eV), the force components (eV/angstrom), the stress components
-    (eV/angstrom^3), and the irrep components of heads (with `transform: log`, of the logarithm; for an extensive head,
-    per atom), in units of their spread in the training set.
+    (eV/angstrom^3) and the irrep components of heads (in units of their spread in the training set). Components of an
+    extensive head are per atom; with `transform: log`, they are components of the logarithm.
 
     Attributes:
         energy: Term of the energy per atom.
@@ -53,13 +53,13 @@ class LossConfig(Section):
 
 
 class SplitConfig(Section):
-    """Which structures are held out.
+    """Settings of the split into training, validation and test structures.
 
     Attributes:
         by: How structures are held out. ``structure``: at random. ``composition``: all structures of randomly chosen
             reduced formulas. ``group``: all structures with randomly chosen values of the column `key`.
-            ``stratified``: at random, the same fraction for each value of the column `key`. ``time``: those with the
-            latest values in the column `key`.
+            ``stratified``: at random, the same fraction for each value of the column `key`. ``time``: the structures
+            with the latest values in the column `key`.
         key: Column of the stores (`featurize --column` keeps it); required if `by` is ``group``, ``stratified`` or
             ``time``.
         validation: Fraction of the structures used for validation during training.
@@ -88,7 +88,7 @@ class SplitConfig(Section):
 
 
 class FineTuneConfig(Section):
-    """Fine-tuning: which weights to start from, and what to keep.
+    """Settings of fine-tuning: the weights to start from, and the parts that stay unchanged.
 
     Attributes:
         checkpoint: Path of a model.ckpt or a run folder; its architecture replaces `network`, except for new heads.
@@ -130,7 +130,7 @@ class TrainingConfig(Section):
         max_epochs, max_minutes: Training ends when the first of these limits is reached; None sets no time limit.
         batch_size: Structures per step, over all processes; with one process, a batch that does not fit into memory is
             processed in parts, with equal results.
-        learning_rate: Peak learning rate, reached after `warmup_steps`.
+        learning_rate: Peak learning rate, reached after `warmup_steps` or, if that is earlier, a tenth of all steps.
         relative_rate: Whether the learning rate of each array of weights is `learning_rate` times the root mean square
             of its numbers before the first step (times 1 if all are zero). AdamW's steps do not depend on the size of
             gradients, and arrays of one network may differ in size by a factor of 200, as in 7net-0.
@@ -140,10 +140,10 @@ class TrainingConfig(Section):
         ema_decay: Decay of the exponential moving average of the weights, which is validated and saved.
         gradient_clip: Maximum norm of the gradient; larger gradients are scaled down to it.
         loss: Terms of the loss and their weights.
-        split: Which structures are held out.
-        fine_tune: Checkpoint to fine-tune, if any.
+        split: Settings of the split into training, validation and test structures.
+        fine_tune: Settings of fine-tuning; without a checkpoint, the network starts from random weights.
         dtype: Data type of weights and features; energies are always summed in float64.
-        threads: Number of PyTorch threads per process; None uses all cores.
+        threads: Number of PyTorch threads per process; None uses PyTorch's default, as a rule one per core.
         devices: Number of processes that share each batch; with GPUs, each process uses one GPU.
         accelerator: ``cpu``, ``cuda``, or ``auto``, which uses a GPU if there is one.
         energy_scale: ``global`` for one scale of all atomic energies, or ``element`` for one scale per element.

@@ -14,7 +14,7 @@ from .head import HeadConfig
 def hidden_irreps(symmetry: str, channels: int, l_max: int) -> str:
     """Return a preset's features: channels halve with each degree.
 
-    Under ``o3``, irreps of the parity opposite to that of the harmonics get a quarter of the channels, at least two.
+    Under ``o3``, each degree also has an irrep of the opposite parity, with a quarter of the channels but at least two.
     """
     parts = []
     for degree in range(l_max + 1):

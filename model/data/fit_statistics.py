@@ -1,8 +1,8 @@
 """Statistics of the training set: reference energies, shifts and scales, by least squares in one pass.
 
 The rows of a least-squares problem are not kept; the triangular factor of the rows so far replaces them (Demmel et al.,
-SIAM J. Sci. Comput. 34, A206, 2012). Unlike normal equations, this factor loses no digits: total energies of a million
-eV leave residuals of meV.
+SIAM J. Sci. Comput. 34, A206, 2012). Unlike normal equations, the factor loses no digits: residuals of a few meV are
+resolved even if total energies reach a million eV.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ _LEAST_COMPONENTS = 100
 _RIDGE = 1e-2
 # If the residual is at most this fraction of the size of the labels, the head is fitted up to rounding.
 _ROUNDING = 1e-9
-# If a head is fitted up to rounding, an irrep whose scale is at most this fraction of the head's largest scale is
-# noise.
+# Otherwise, an irrep whose scale is at most this fraction of the head's largest scale counts as having no spread.
 _NOISE = 1e-3
 
 
@@ -53,7 +52,7 @@ def fit_statistics(
     Reference energies are the least-squares fit of total energies to composition; if the compositions do not determine
     them, the minimum-norm solution is used. Energy scales are the root mean square of the force components or, without
     forces, the standard deviation of the residual energy per atom. The shifts of a head are fitted to composition if
-    structures have its label; if atoms have it, they are the means of the elements.
+    its labels belong to structures; if they belong to atoms, the shifts are the mean labels of each element.
 
     Args:
         stores: Graph stores.
@@ -61,7 +60,7 @@ def fit_statistics(
         cutoff: Cutoff radius of the network (angstrom).
         energy: Whether there are energies; if not, reference energies are 0 and scales 1.
         heads: Labels of the heads, by name.
-        known: Reference energies (eV) by atomic number that are not fitted, such as those of isolated atoms.
+        known: Reference energies (eV) by atomic number that are not fitted, such as energies of isolated atoms.
         energy_scale: ``global``: one scale for all elements; ``element``: a separate scale for each element with at
             least 100 labelled force components.
 
@@ -124,7 +123,7 @@ class _Factor:
             self.count += len(rows)
 
     def root_mean_square(self, combinations: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Root mean squares, float64[k], of linear combinations of the columns, float64[n_columns, k]."""
+        """Return root mean squares, float64[k], of linear combinations of the columns, float64[n_columns, k]."""
         norms = np.linalg.norm(self.r @ combinations, axis=0)
         return np.asarray(norms / np.sqrt(max(1, self.count)))
 
@@ -146,7 +145,7 @@ class _Energies:
         self._per_atom.add(np.ones_like(energy), counts[known] / size, energy / size)
 
     def references(self, known: Mapping[int, float]) -> NDArray[np.float64]:
-        """Reference energies by atomic number (eV), float64[119]; `known` ones are kept, and the others fitted."""
+        """Return reference energies by atomic number (eV), float64[119]; `known` energies are kept, others fitted."""
         r = self._totals.r
         found = np.zeros(N_ATOMIC_NUMBERS)
         found[list(known)] = list(known.values())
@@ -158,7 +157,7 @@ class _Energies:
         return found
 
     def spread(self, references: NDArray[np.float64]) -> float:
-        """Standard deviation of the residual energy per atom (eV)."""
+        """Return the standard deviation of the residual energy per atom (eV)."""
         if not self._per_atom.count:
             return 0.0
         # The first column is constant, so all rows of the factor but the first hold deviations from the means.
@@ -183,7 +182,7 @@ class _Forces:
         self._count += np.bincount(block.atomic_number, known.sum(axis=1), N_ATOMIC_NUMBERS)
 
     def scales(self, otherwise: float, *, by_element: bool) -> NDArray[np.float64]:
-        """Root mean squares of the force components, float64[119]; `otherwise` if there are no forces."""
+        """Return root mean squares of the force components, float64[119]; `otherwise` if there are no forces."""
         total = float(self._count.sum())
         scale = float(np.sqrt(self._squares.sum() / total)) if total else otherwise
         found = np.full(N_ATOMIC_NUMBERS, scale if scale > _LEAST_SCALE else 1.0)
@@ -209,7 +208,7 @@ class _Geometry:
         self._sizes: list[NDArray[np.int32]] = []
 
     def add(self, block: GraphBlock) -> None:
-        """Add all structures."""
+        """Add all structures of a block."""
         squares = (block.displacements() ** 2).sum(axis=1)
         within = squares < self._cutoff**2
         self.n_edges += int(within.sum())
@@ -222,7 +221,7 @@ class _Geometry:
         self._sizes.append(block.n_atoms)
 
     def statistics(self) -> GeometryStatistics:
-        """Statistics of all structures so far."""
+        """Return the statistics of all structures so far."""
         # An edge is listed from both of its ends, and rounding may differ.
         smallest = np.minimum(self._smallest, self._smallest.T)
         known = np.argwhere(np.triu(np.isfinite(smallest)))
@@ -263,7 +262,7 @@ class _StructureHead:
             self._sums.add(counts[known] / size, components[known])
 
     def statistics(self, elements: NDArray[np.int64]) -> HeadStatistics:
-        """Statistics of the head for the elements of the network."""
+        """Return the statistics of the head for the elements of the network."""
         head, r = self._head, self._sums.r
         parts, values = r[:, :N_ATOMIC_NUMBERS], r[:, N_ATOMIC_NUMBERS + head.invariant]
         whole = parts.sum(axis=1)  # for each structure 1, or its number of atoms
@@ -280,7 +279,7 @@ class _StructureHead:
 class _AtomHead:
     """Fit of atom labels: mean invariant components by element; elements without labels get the mean over all atoms.
 
-    Means and squared deviations are merged from those of the pieces (Chan, Golub & LeVeque, 1979).
+    Means and squared deviations of the blocks are merged (Chan, Golub and LeVeque, 1979).
     """
 
     def __init__(self, head: HeadLabels) -> None:
@@ -310,7 +309,7 @@ class _AtomHead:
         self._n += n
 
     def statistics(self, elements: NDArray[np.int64]) -> HeadStatistics:
-        """Statistics of the head for the elements of the network."""
+        """Return the statistics of the head for the elements of the network."""
         invariant, total = self._head.invariant, self._n.sum()
         shifts = np.where(self._n > 0, self._mean, (self._n * self._mean).sum(axis=0) / total)[:, invariant]
         left, size = self._squares.copy(), self._squares + self._n * self._mean**2

@@ -15,9 +15,10 @@ from ...pipeline.labels.quantities import ENERGY
 from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.store.schema import STATUS_NAMED_ISOLATED
 
-# Column and value by which a data set may mark isolated atoms, as MACE reads them.
+# Column and value with which a data set may mark isolated atoms, the same as in training data for MACE.
 CONFIG_TYPE, ISOLATED_ATOM = "config_type", "IsolatedAtom"
-# Images at a distance of this many cutoffs do not interact, even through an atom between them.
+# An atom is isolated if its nearest image is at least this many cutoffs away; one cutoff is not enough, as the
+# docstring of `isolated_atoms` explains.
 _CUTOFFS = 2.0
 # Two energies of one element count as equal if they differ by at most this (eV).
 _SAME_ENERGY = 1e-6
@@ -55,7 +56,7 @@ def isolated_atoms(
 
 
 def energies_of_isolated_atoms(stores: Sequence[GraphStore], isolated: Sequence[NDArray[np.bool_]]) -> dict[int, float]:
-    """Energy of each element that has an isolated atom (eV), by atomic number.
+    """Return the energy of each element that has an isolated atom (eV), by atomic number.
 
     Args:
         stores: Graph stores.
@@ -84,7 +85,7 @@ def energies_of_isolated_atoms(stores: Sequence[GraphStore], isolated: Sequence[
 
 
 def _marked(store: GraphStore) -> set[int]:
-    """Rows that the data set marks as isolated atoms."""
+    """Return the rows that the data set marks as isolated atoms."""
     marked = (store.column("status") & STATUS_NAMED_ISOLATED) > 0
     if CONFIG_TYPE in store.specs:
         marked |= store.column(CONFIG_TYPE) == ISOLATED_ATOM
@@ -92,7 +93,7 @@ def _marked(store: GraphStore) -> set[int]:
 
 
 def _nearest_image(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> float:
-    """Distance of an atom to its nearest image (angstrom); infinite without periodic directions."""
+    """Return the distance of an atom to its nearest image (angstrom); infinite without periodic directions."""
     if not pbc.any():
         return np.inf
     cell = np.asarray(minkowski_reduce(cell, pbc)[0])

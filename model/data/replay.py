@@ -31,10 +31,10 @@ from .batches import of_elements
 
 # Folder of the replayed structures in the run folder, and name of the subset that is held out.
 REPLAY_STORE, REPLAY = "replay.zarr", "replay"
-# Structures are held out in addition to those that are trained on: a tenth of their number within these bounds, but no
-# more than a fifth of the store.
+# Some structures are held out in addition to the replayed structures to train on: a tenth of the requested number,
+# within these bounds, but no more than a fifth of all structures that can be replayed (and at least one).
 LEAST_HELD_OUT, MOST_HELD_OUT = 20, 200
-# Root attribute with the origin of the structures and the number of those to train on.
+# Root attribute with the origin of the structures and the number of structures to train on.
 _ORIGIN = "replay"
 _ROWS_AT_ONCE = 256
 _GRAPH_ARRAYS = ("n_atoms", "n_edges", "cell", "pbc", "atomic_number", "frac_coord", "n_neighbors", "neighbor", "image")
@@ -45,8 +45,8 @@ class Replay:
     """Replayed structures.
 
     Attributes:
-        store: The structures, first those to train on and then those held out, with the predictions of the network
-            before its first step as labels.
+        store: The structures to train on, followed by the structures that are held out. Their labels are the
+            predictions of the network before its first step.
         n_training: Number of structures to train on.
     """
 
@@ -59,7 +59,11 @@ class Replay:
         return len(self.store) - self.n_training
 
     def chosen(self, subset: str) -> NDArray[np.bool_]:
-        """Mask of a subset, bool[n_structures]: ``training``, or `REPLAY` for the structures that are held out."""
+        """Return the mask of a subset, bool[n_structures].
+
+        Args:
+            subset: ``training``, or `REPLAY` for the structures that are held out; any other subset is empty.
+        """
         place = np.arange(len(self.store))
         if subset == REPLAY:
             return place >= self.n_training
@@ -67,14 +71,14 @@ class Replay:
 
 
 def open_replay(config: FineTuneConfig, cutoff: float) -> GraphStore | None:
-    """Open the store of structures to replay; None if there is none.
+    """Open the store of structures to replay, or return None if there is none.
 
     Args:
         config: Settings of fine-tuning.
         cutoff: Cutoff radius of the network (angstrom).
 
     Raises:
-        ConfigError: The cutoff of the store is smaller than that of the network, or no checkpoint is fine-tuned.
+        ConfigError: The store has a smaller cutoff than the network, or no checkpoint is fine-tuned.
         StoreError: The store cannot be read.
     """
     if config.replay is None:
@@ -113,8 +117,11 @@ def replay(
         elements: Elements that the checkpoint supports; structures with other elements are not sampled.
         config: Settings of fine-tuning.
         count: Number of new structures to train on.
-        seed: Random seed of the sample.
+        seed: Random seed of the sample and of the displacements of atoms.
         identity: Digest of everything that the sample and its labels depend on.
+
+    Returns:
+        The sample, which is also stored in the run folder.
 
     Raises:
         ConfigError: The store has fewer than two structures of these elements, or the network predicts no energy.
@@ -165,7 +172,7 @@ def _sample(
 
 
 def _rattled(rows: PlacedBlock, rattle: float, seed: int, cutoff: float) -> GraphBlock:
-    """Displace the atoms: in relaxed crystals forces vanish, so labels would contain little about other positions."""
+    """Displace the atoms. In relaxed crystals forces vanish, so their labels say little about other positions."""
     structures = []
     for place, row in enumerate(rows.row.tolist()):
         structure = rows.block.structure(place)
@@ -219,7 +226,7 @@ def _arrays() -> Sequence[ArraySpec]:
 
 
 def _rows(block: GraphBlock, potential: TorchPotential) -> dict[str, Any]:
-    """Rows of a graph store: the graphs and their labels."""
+    """Return the rows of a graph store: the graphs and their labels."""
     found = potential.evaluate(block)
     isolated = np.minimum.reduceat(block.n_neighbors, block.atom_start) == 0
     hashes = b"".join(block.structure(place).content_hash() for place in range(len(block)))

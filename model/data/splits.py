@@ -31,7 +31,7 @@ class Split:
     Attributes:
         training: bool[n_structures] for each store, structures to train on.
         validation: bool[n_structures] for each store, structures to validate on during training.
-        test: bool[n_structures] for each store, structures for the final test; all False if no test was requested.
+        test: bool[n_structures] for each store, structures for the final test; all False if there is no test set.
     """
 
     training: tuple[NDArray[np.bool_], ...]
@@ -58,7 +58,8 @@ class Split:
 
         Args:
             path: Path of the archive.
-            stores: Stores that it must belong to; their numbers of structures are compared.
+            stores: Stores that the split must belong to; their numbers of structures are compared. None skips the
+                comparison.
 
         Raises:
             StoreError: The file is missing, damaged or not a split, or the numbers of structures differ.
@@ -93,9 +94,9 @@ def split_structures(stores: Sequence[GraphStore], usable: Sequence[NDArray[np.b
       less than one for the test set and by less than two for the validation set.
     - ``composition``, ``group``: groups are considered in random order; a group is taken if it brings the number of
       structures closer to the target. Structures without a value form one group.
-    - ``time``: the latest structures form the test set, those before them the validation set. Structures with equal
-      times stay together. Times are compared as numbers if all can be read as such, otherwise as text: write dates as
-      2024-05-31.
+    - ``time``: the latest structures form the test set, and the latest of the others the validation set. Structures
+      with equal times stay together. Times are compared as numbers if all of them are numbers, otherwise as text: write
+      dates as 2024-05-31.
 
     Args:
         stores: Graph stores.

@@ -41,7 +41,7 @@ class HeadLabels:
 
     @cached_property
     def basis(self) -> TensorBasis:
-        """The irreps, with their true parity."""
+        """Irreps of the head, with their true parity."""
         return tensor_basis(self.config)
 
     @cached_property
@@ -57,7 +57,7 @@ class HeadLabels:
         return kind is not None and kind.molecules_only
 
     def components(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Convert labels to irrep components (with `transform: log`, of the logarithm).
+        """Convert labels or, with `transform: log`, their logarithms to irrep components.
 
         Args:
             values: float64[n, *shape]. Labels of a symmetric tensor are symmetrised.
@@ -74,7 +74,11 @@ class HeadLabels:
         return there & ~finite_rows(self.components(values))
 
     def of(self, block: GraphBlock) -> NDArray[np.float64]:
-        """Return the components of all labels of a block, float64[n_structures or n_atoms, dim]; NaN where missing."""
+        """Return the components of all labels of a block.
+
+        Returns:
+            float64[n_structures or n_atoms, dim]; a row is NaN if its label is missing or cannot be used.
+        """
         atoms = self.config.per == "atom"
         labels = block.atom_labels if atoms else block.structure_labels
         if self.label not in labels:
@@ -105,7 +109,10 @@ class HeadLabels:
         return count
 
     def _read_labels(self, store: GraphStore) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.int64]]]:
-        """Yield slices of structures with their labels and the first row of each slice; nothing if there are none."""
+        """Yield slices of structures, their labels, and the place of each structure's first label among these labels.
+
+        If the store does not have the label, nothing is yielded.
+        """
         if not any(self.label in names for names in store.label_names):
             return
         start_of = store.offsets[0] if self.config.per == "atom" else np.arange(len(store) + 1)
@@ -128,7 +135,7 @@ class HeadLabels:
         return found
 
     def _logarithm(self, components: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Logarithm of scalars or symmetric matrices (same eigenvectors, logarithms of the eigenvalues)."""
+        """Return the logarithms of scalars or symmetric matrices (same eigenvectors, logarithms of the eigenvalues)."""
         found = np.full_like(components, np.nan)
         there = np.flatnonzero(finite_rows(components))
         if self.basis.rank == 0:
@@ -153,7 +160,7 @@ def head_labels(stores: Sequence[GraphStore], heads: Mapping[str, HeadConfig]) -
     """Find the labels of all heads in the stores.
 
     Raises:
-        ConfigError: No store has the label, or it does not fit the head.
+        ConfigError: No store has the label of a head, or the label does not fit the head.
         StoreError: The shape or unit of a label differs between stores.
     """
     found = {name: _find_labels(stores, name, config) for name, config in heads.items()}
@@ -188,7 +195,7 @@ def _find_labels(stores: Sequence[GraphStore], name: str, config: HeadConfig) ->
 
 
 def wanted_labels(heads: Mapping[str, HeadLabels], *, energy: bool) -> set[str]:
-    """Names of all labels used for training."""
+    """Return the names of all labels used for training."""
     return {*((ENERGY, FORCES, STRESS) if energy else ()), *(head.label for head in heads.values())}
 
 

@@ -54,7 +54,7 @@ class TrainingData:
         return self.stores if self.replay is None else (*self.stores, self.replay.store)
 
     def chosen(self, subset: str) -> list[NDArray[np.bool_]]:
-        """Masks of a subset, bool[n_structures] for each of `all_stores`; see `batches`."""
+        """Return the masks of a subset, bool[n_structures] for each of `all_stores`; see `batches`."""
         if subset == REPLAY:
             masks = [np.zeros(len(store), dtype=bool) for store in self.stores]
         else:
@@ -71,7 +71,7 @@ class TrainingData:
         share: tuple[int, int] = (0, 1),
         skip: int = 0,
     ) -> StructureBatches:
-        """Batches of the training, validation or test structures, or of the replayed structures that are held out.
+        """Return batches of the training, validation or test structures, or of replayed structures that are held out.
 
         Args:
             subset: ``training`` (with the replayed structures), ``validation``, ``test`` or ``replay``.
@@ -95,7 +95,7 @@ class TrainingData:
         )
 
     def names(self, batch: Batch, rows: Sequence[int]) -> str:
-        """Describe structures of a batch by id, row and store; after the first three, only by their number."""
+        """Describe structures of a batch by id, row and store; after the first three, only count the rest."""
         found = []
         for row in rows[:3]:
             store, place = self.all_stores[int(batch.store[row])], int(batch.row[row])

@@ -36,7 +36,7 @@ def product_paths(left: Iterable[Irrep], right: Iterable[Irrep], out: Iterable[I
 
 
 def coupling(path: Path) -> Tensor:
-    """Clebsch-Gordan coefficients of a path, normalised to preserve variance.
+    """Return the Clebsch-Gordan coefficients of a path, normalised to preserve variance.
 
     Returns:
         float64[2 l + 1, 2 l + 1, 2 l + 1] for the left, right and resulting irrep.
@@ -102,7 +102,7 @@ class IrrepsLinear(nn.Module):
 class ChannelwiseProduct(nn.Module):
     """Channel-wise Clebsch-Gordan products of two features, over all allowed paths.
 
-    The channels of each irrep of the result are those of all paths that end in it, side by side.
+    In the result, each irrep has the channels of all paths that end in it, side by side.
 
     Args:
         left: Irreps of the left feature.
@@ -152,7 +152,8 @@ class _Block(nn.Module):
     Args:
         left: Irreps of the left side.
         right: Irreps of the right side.
-        paths: Paths to compute; if all of them end in scalars, only equal components are multiplied.
+        paths: Paths to compute; if each is the scalar product of an irrep with itself, only equal components are
+            multiplied.
     """
 
     def __init__(self, left: Sequence[Irrep], right: Sequence[Irrep], paths: Sequence[Path]) -> None:
@@ -186,7 +187,7 @@ def _are_scalar_products(paths: Sequence[Path]) -> bool:
 
 
 def _is_distinct_in_square(path: Path, order: Sequence[Irrep]) -> bool:
-    """Whether a feature times itself has this product and no earlier path already yields it."""
+    """Whether the square of a feature has this product, and no earlier path yields the same product."""
     if path.left == path.right:
         return bool(path.out.l % 2 == 0)  # products with odd l are antisymmetric, so they vanish
     return order.index(path.left) < order.index(path.right)
@@ -224,7 +225,7 @@ def split_paths(stacked: Tensor, paths: Sequence[Path]) -> Features:
 
 
 def _embedded(path: Path, left: Sequence[Irrep], right: Sequence[Irrep]) -> Tensor:
-    """Coupling of a path, embedded in all components of both sides: float64[left, right, path.out.dim]."""
+    """Return the coupling of a path, embedded in all components of both sides: float64[left, right, path.out.dim]."""
     out = torch.zeros(sum(ir.dim for ir in left), sum(ir.dim for ir in right), path.out.dim, dtype=torch.float64)
     i = sum(irrep.dim for irrep in left[: left.index(path.left)])
     j = sum(irrep.dim for irrep in right[: right.index(path.right)])

@@ -13,13 +13,16 @@ from .tensors import TensorBasis, TensorProperty, presentation, tensor_basis
 def rotate_property(
     values: NDArray[np.float64], head: TensorProperty, shape: tuple[int, ...], turn: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Transform values of a head to those of the rotated structures: float64[n, *shape].
+    """Return the values of a head for rotated structures: float64[n, *shape].
 
     Args:
-        values: float64[n, *shape].
+        values: float64[n, *shape], values for the structures before the rotation.
         head: Configuration of the head.
         shape: Shape of one value.
         turn: float64[3, 3], the rotation or rotoinversion applied to the positions.
+
+    Raises:
+        ValueError: The configuration of the head is invalid, or its tensor cannot have this shape.
     """
     basis = tensor_basis(head)
     present = presentation(basis, shape).numpy()
@@ -28,7 +31,7 @@ def rotate_property(
 
 
 def _change_of_components(basis: TensorBasis, turn: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Matrix that transforms the irrep components, float64[dim, dim]."""
+    """Return the matrix that transforms the irrep components, float64[dim, dim]."""
     if basis.rank is None:
         out, begin = np.zeros((basis.dim, basis.dim)), 0
         for mul, irrep in basis.irreps:
@@ -47,7 +50,7 @@ def _change_of_components(basis: TensorBasis, turn: NDArray[np.float64]) -> NDAr
 
 
 def _wigner(irrep: Irrep, turn: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Wigner matrix, float64[dim, dim], fitted to the harmonics of some directions and of their images."""
+    """Return the Wigner matrix, float64[dim, dim], fitted to the harmonics of some directions and their images."""
     sign = np.sign(np.linalg.det(turn))
     directions = np.random.default_rng(7).normal(size=(8 * irrep.dim, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)

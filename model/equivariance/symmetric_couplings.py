@@ -19,7 +19,7 @@ from torch import Tensor
 from .irreps import Irrep, Path, coupling
 
 # A coupling is new if the part of it that is not a combination of earlier ones exceeds this fraction of its norm.
-# Couplings are exact up to float64 rounding, and the smallest such part of a new coupling up to degree 4 is 0.04.
+# Couplings are exact up to float64 rounding, and the smallest fraction for a new coupling up to degree 4 is 0.04.
 _NEW = 1e-3
 
 
@@ -39,7 +39,7 @@ class SymmetricCoupling:
 
 
 def symmetric_couplings(irreps: Sequence[Irrep], out: Irrep, order: int) -> list[SymmetricCoupling]:
-    """Return a basis of those symmetric products of `order` copies of a feature whose result has the irrep `out`.
+    """Return a basis of the symmetric products of `order` copies of a feature that have the irrep `out`.
 
     Args:
         irreps: Irreps of the feature; each irrep is listed only once.
@@ -101,7 +101,7 @@ def symmetrised(tensor: Tensor, factors: tuple[Irrep, ...]) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _exchanges(factors: tuple[Irrep, ...]) -> list[tuple[int, ...]]:
-    """Permutations of the factors that leave the irrep at each place unchanged."""
+    """Return the permutations of the factors that leave the irrep at each place unchanged."""
     orders = itertools.permutations(range(len(factors)))
     return [
         order for order in orders if all(factors[place] == irrep for place, irrep in zip(order, factors, strict=True))

@@ -36,7 +36,7 @@ TENSORS = {
     "pseudoscalar": TensorKind("", pseudo=True),
     "vector": TensorKind("i"),
     "axial_vector": TensorKind("i", pseudo=True),
-    "dipole": TensorKind("i", molecules_only=True),  # for neutral molecules; otherwise it depends on the origin
+    "dipole": TensorKind("i", molecules_only=True),  # of a neutral molecule; the dipole of an ion depends on the origin
     "matrix": TensorKind("ij"),
     "symmetric": TensorKind("ij=ji"),
     "piezoelectric": TensorKind("ijk=ikj"),
@@ -139,24 +139,24 @@ def parsed(text: str) -> tuple[tuple[int, Irrep], ...]:
 
 
 def natural_irreps(l_max: int) -> list[Irrep]:
-    """Irreps of the spherical harmonics with their parity: 0e, 1o, 2e, ..."""
+    """Return the irreps of the spherical harmonics with their parity: 0e, 1o, 2e, ..."""
     return [Irrep(degree, (-1) ** degree) for degree in range(l_max + 1)]
 
 
 def harmonic_irreps(l_max: int, symmetry: str) -> list[Irrep]:
-    """Irreps that represent the spherical harmonics in a network of the given symmetry."""
+    """Return the irreps that represent the spherical harmonics in a network of the given symmetry."""
     return [carrier(ir, symmetry) for ir in natural_irreps(l_max)]
 
 
 def all_irreps(l_max: int, symmetry: str) -> list[Irrep]:
-    """All irreps up to a degree that features of the given symmetry may have."""
+    """Return all irreps up to a degree that features of the given symmetry may have."""
     if symmetry == "o3":
         return [Irrep(degree, parity) for degree in range(l_max + 1) for parity in (1, -1)]
     return harmonic_irreps(l_max, symmetry)
 
 
 def carrier(irrep: Irrep, symmetry: str) -> Irrep:
-    """Irrep of the feature that represents a quantity of the given irrep."""
+    """Return the irrep of the feature that represents a quantity of the given irrep."""
     return Irrep(irrep.l, 1) if symmetry == "so3" else irrep
 
 
@@ -165,7 +165,7 @@ VOIGT_PAIRS = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 
 def presentation(basis: TensorBasis, shape: tuple[int, ...]) -> Tensor:
-    """Matrix that maps irrep components to a value of the given shape: float64[prod(shape), dim].
+    """Return the matrix that maps irrep components to a value of the given shape: float64[prod(shape), dim].
 
     Args:
         basis: Decomposition of the tensor into irreps.
@@ -199,5 +199,5 @@ def presentation(basis: TensorBasis, shape: tuple[int, ...]) -> Tensor:
 
 
 def default_shape(basis: TensorBasis) -> tuple[int, ...]:
-    """Shape of a value with all Cartesian indices written out, or of the irrep components."""
+    """Return the shape of a value with all Cartesian indices written out or, for a head given as irreps, ``(dim,)``."""
     return (basis.dim,) if basis.rank is None else (3,) * basis.rank

@@ -38,7 +38,7 @@ def calibration(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[An
 
 
 def binned_rms(size: Floats, sigma: Floats) -> tuple[Floats, Floats]:
-    """Root mean squares of spreads and errors in bins with equal numbers of points, sorted by spread.
+    """Return root mean squares of spreads and errors in bins with equal numbers of points, sorted by spread.
 
     Args:
         size: float64[n], absolute errors.
@@ -69,14 +69,14 @@ def sizes(error: NDArray[np.floating[Any]], spread: NDArray[np.floating[Any]]) -
 
 
 def both_finite(first: NDArray[np.floating[Any]], second: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:
-    """Return the values at the points where both are finite, float64[n] each."""
+    """Return the values where both arrays are finite, float64[n] each; both arrays have the same shape."""
     a, b = (np.asarray(x, dtype=np.float64).reshape(-1) for x in (first, second))
     both = np.isfinite(a) & np.isfinite(b)
     return a[both], b[both]
 
 
 def _spearman(a: Floats, b: Floats) -> float:
-    """Rank correlation; NaN if all values of one side are equal."""
+    """Return the rank correlation; NaN if all values of one side are equal, or if there are fewer than two points."""
     from scipy.stats import spearmanr  # noqa: PLC0415 - half a second to import, for one number at the end
 
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:

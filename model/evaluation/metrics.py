@@ -36,7 +36,7 @@ class Comparison:
 
 
 def error_units(network: Network) -> dict[str, str]:
-    """Units in which errors of the outputs are reported: eV/atom for the energy, otherwise the unit of the output."""
+    """Return the units of reported errors by output: eV/atom for the energy, otherwise the unit of the output."""
     return {spec.name: "eV/atom" if spec.name == "energy" else spec.unit for spec in network.outputs}
 
 
@@ -72,12 +72,12 @@ def _concatenate(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def mae_by_name(comparisons: Mapping[str, Comparison]) -> dict[str, float]:
-    """Mean absolute errors by name and unit."""
+    """Return mean absolute errors by name and unit, such as ``energy eV/atom``."""
     return {f"{name} {x.unit}".rstrip(): x.mae for name, x in comparisons.items()}
 
 
 def predictions_and_labels(network: Network, found: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-    """Pairs of prediction and label, in the units in which errors are reported: energies per atom, heads as tensors."""
+    """Pair predictions with labels, in the units in which errors are reported: energies per atom, heads as tensors."""
     out: dict[str, tuple[Tensor, Tensor]] = {}
     if found.energy is not None:
         out["energy"] = (found.energy / batch.n_atoms, batch.labels["energy"] / batch.n_atoms)

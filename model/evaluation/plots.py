@@ -64,7 +64,7 @@ class Parity:
             )
 
     def points(self) -> tuple[Floats, Floats]:
-        """Labels and predictions where both are finite, float64[n] each."""
+        """Return labels and predictions where both are finite, float64[n] each."""
         return both_finite(self.label, self.found)
 
 
@@ -89,7 +89,7 @@ def learning_curves(log: Path, out: Path, units: Mapping[str, str]) -> None:
     Args:
         log: ``metrics.csv`` of Lightning's `CSVLogger`.
         out: Path of the PNG.
-        units: Units of the quantities, by name; panels follow this order, and those of other quantities come last.
+        units: Units of the quantities, by name. Panels follow this order; panels of other quantities come last.
     """
     figure = _curves_figure(read_curves(log), units)
     if figure is not None:
@@ -146,7 +146,8 @@ def calibration_plot(
     """Plot errors of an ensemble against its spread, and measure how well the spread predicts the errors.
 
     The left panel shows each error, the right panel root mean squares in bins with equal numbers of points, sorted by
-    spread. Points without spread cannot be shown on a logarithmic axis; if there are no others, no file is written.
+    spread. Points without spread cannot be shown on a logarithmic axis. If there are no others, or if all their errors
+    are zero, no file is written.
 
     Args:
         error: float[...], mean of the ensemble minus the label; NaN where the label is missing.
@@ -291,7 +292,7 @@ def _select_points(sizes: Sequence[int]) -> list[NDArray[np.int64]]:
     """Choose the points of each set to draw: all, or a random selection of large sets (the same in each call)."""
     generator, left = np.random.default_rng(0), MAX_DRAWN
     chosen = [np.arange(size) for size in sizes]
-    # Small sets come first; what they leave of their shares goes to the larger sets.
+    # Small sets come first; the larger sets get the unused rest of their shares.
     for place, k in enumerate(np.argsort(sizes, kind="stable")):
         share = left // (len(sizes) - place)
         if sizes[k] > share:
@@ -330,13 +331,13 @@ def _save(figure: Figure, out: Path) -> None:
 
 
 def _marker_style(n: int) -> dict[str, Any]:
-    """Marker area (square points) and opacity for a plot of `n` points; both decrease as `n` grows."""
+    """Return the marker area (square points) and opacity for a plot of `n` points; both decrease as `n` grows."""
     crowd = float(np.clip((math.log10(max(n, 1)) - 2) / 2, 0, 1))  # from 100 to 10,000
     return {"s": LARGEST_MARK - 14 * crowd, "alpha": 0.8 - 0.45 * crowd, "linewidths": 0}
 
 
 def _ends(values: Floats, *, log: bool = False) -> tuple[float, float]:
-    """Axis limits, with a margin on both sides of the values."""
+    """Return axis limits, with a margin on both sides of the values."""
     low, high = float(values.min()), float(values.max())
     if log:
         room = max(1.15, (high / low) ** 0.05)
@@ -383,7 +384,7 @@ def _with_unit(text: str, unit: str) -> str:
 
 
 def _symbols(unit: str) -> str:
-    """Typeset a unit: eV/angstrom^3 with a ring and a superscript 3."""
+    """Typeset a unit: eV/angstrom^3 becomes eV/Å with a superscript 3."""
     return re.sub(r"\^(-?\d+)", r"$^{\1}$", unit.replace("angstrom", "Å"))
 
 

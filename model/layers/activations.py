@@ -1,4 +1,4 @@
-"""Activation functions by name; no bit of a result depends on the position of the element in its tensor.
+"""Activation functions by name, whose results do not depend, to the last bit, on an element's position in its tensor.
 
 ONNX Runtime's Softplus and Log round differently in vectorised code and in the code for the remainder of a tensor, so
 the logarithm is a series here (see `sine` for the same problem).
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-# Terms of 2 artanh(s) for s in [0, 1/3]: accurate to float64 rounding.
+# Number of terms of the series of artanh(s), which is accurate to float64 rounding for s in [0, 1/3].
 _TERMS = 17
 
 
@@ -38,28 +38,28 @@ class _Softplus(torch.autograd.Function):
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp x)."""
+    """Return log(1 + exp x)."""
     out: Tensor = _Softplus.apply(x)  # type: ignore[no-untyped-call]
     return out
 
 
 def shifted_softplus(x: Tensor) -> Tensor:
-    """log(1/2 + exp(x) / 2), the softplus function shifted to pass through zero (Schuett et al., NeurIPS 2017)."""
+    """Return log(1/2 + exp(x) / 2), the softplus function shifted to zero at x = 0 (Schuett et al., NeurIPS 2017)."""
     return softplus(x) - math.log(2)
 
 
 def relu(x: Tensor) -> Tensor:
-    """max(x, 0)."""
+    """Return max(x, 0)."""
     return torch.where(x > 0, x, torch.zeros_like(x))
 
 
 def elu(x: Tensor) -> Tensor:
-    """Identity for positive numbers, exp(x) - 1 for negative ones (Clevert et al., ICLR 2016)."""
+    """Return x for positive numbers and exp(x) - 1 for negative ones (Clevert et al., ICLR 2016)."""
     return torch.where(x > 0, x, torch.exp(x - relu(x)) - 1)
 
 
 def mish(x: Tensor) -> Tensor:
-    """The product of x and tanh(softplus(x)) (Misra, BMVC 2020)."""
+    """Return the product of x and tanh(softplus(x)) (Misra, BMVC 2020)."""
     return x * torch.tanh(softplus(x))
 
 

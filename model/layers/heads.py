@@ -17,8 +17,8 @@ from ..statistics import HeadStatistics
 from .float64_buffers import Float64Buffers
 from .mlp import Perceptron
 
-# exp(A) = exp(A / 2^6)^(2^6), with this many terms of the series, which is exact to float64 rounding for norms up to
-# 30.
+# exp(A) = exp(A / 2^6)^(2^6), where the series of exp(A / 2^6) has terms up to order 14. The result is exact to float64
+# rounding for norms of A up to 30.
 _SQUARINGS, _SERIES = 6, 14
 
 
@@ -32,7 +32,7 @@ class Head(Float64Buffers):
     Args:
         name: Name of the head in error messages.
         config: Configuration of the head.
-        statistics: Statistics of its labels.
+        statistics: Statistics of the head's labels.
         channels: Number of channels of each input irrep.
         symmetry: Symmetry of the network.
 
@@ -86,7 +86,11 @@ class Head(Float64Buffers):
             )
 
     def spec(self, name: str) -> OutputSpec:
-        """Specification of the head's output."""
+        """Return the specification of the head's output.
+
+        Args:
+            name: Name of the output.
+        """
         kind = TENSORS.get(self.config.tensor) if self.config.irreps is None else None
         defined: Defined = "molecules" if kind is not None and kind.molecules_only else "always"
         return OutputSpec(name, self.config.per, self.statistics.shape, self.statistics.unit, defined)
@@ -141,7 +145,7 @@ class Head(Float64Buffers):
 
 
 def neutral_statistics(config: HeadConfig, n_elements: int) -> HeadStatistics:
-    """Placeholder statistics for a head without labels: zero shifts and unit scales."""
+    """Return placeholder statistics for a head without labels: zero shifts and unit scales."""
     basis = tensor_basis(config)
     invariants = sum(mul for mul, ir in basis.irreps if ir == SCALAR)
     return HeadStatistics(
@@ -153,7 +157,7 @@ def neutral_statistics(config: HeadConfig, n_elements: int) -> HeadStatistics:
 
 
 def head_channels(heads: Sequence[HeadConfig], symmetry: str) -> dict[Irrep, int]:
-    """Number of channels of each irrep that the last interaction must provide for the heads."""
+    """Return the number of channels of each irrep that the last interaction must provide for the heads."""
     required: dict[Irrep, int] = {}
     for head in heads:
         for _, ir in tensor_basis(head).irreps:

@@ -64,7 +64,8 @@ class Density(nn.Module):
         self.channels = {irrep: -(-channels // groups) * groups for irrep, channels in channels_in.items()}
         self.missing = {irrep: self.channels[irrep] - channels for irrep, channels in channels_in.items()}
         self.widths = [irrep.dim * channels // groups for irrep, channels in self.channels.items()]
-        # Copying rows of odd width takes twice as long (PyTorch 2.13 on a CPU with AVX2).
+        # Rows are padded to a multiple of ROW_FLOATS numbers: copying rows of odd width takes twice as long (PyTorch
+        # 2.13 on a CPU with AVX2).
         self.padding = -sum(self.widths) % ROW_FLOATS
         if self.padding:
             self.widths.append(self.padding)
@@ -95,6 +96,9 @@ class Density(nn.Module):
             basis: float[groups, N * K, n_harmonics], radial functions times spherical harmonics.
             neighbors: int64[N, K], padded neighbour table.
             reverse: int64[N, K], slot of the opposite edge.
+
+        Returns:
+            The density by irrep, float[N, 2 l + 1, channels_out].
         """
         n, k = neighbors.shape
         sent = gather_senders(self._grouped(features), neighbors, reverse)
@@ -171,7 +175,7 @@ class Interaction(nn.Module):
         nn.init.normal_(self.receiver_scale.weight, mean=1.0, std=0.1)
         wide = dict.fromkeys(irreps, channels)
         # A channel times itself has no antisymmetric part (a x a = 0), but only antisymmetric products yield irreps of
-        # the other parity. If there are such irreps, the density is multiplied by mixed channels instead.
+        # the other parity. Unless the symmetry rules out these irreps, the density is multiplied by mixed channels.
         self.mixed = IrrepsLinear(wide, wide) if config.symmetry != "natural" and config.correlation > 1 else None
         self.products, self.reduce = nn.ModuleList(), nn.ModuleList()
         mixes = [wide]
@@ -206,6 +210,9 @@ class Interaction(nn.Module):
             basis: float[n_radial, N * K, n_harmonics], radial functions times spherical harmonics.
             neighbors: int64[N, K], padded neighbour table.
             reverse: int64[N, K], slot of the opposite edge.
+
+        Returns:
+            Features by irrep, float[N, 2 l + 1, channels].
         """
         scale = self.receiver_scale(species).unsqueeze(1)
         density = {ir: x * scale for ir, x in self.density(features, basis, neighbors, reverse).items()}
@@ -246,7 +253,7 @@ class Gate(nn.Module):
 
 
 class ScalarMix(nn.Module):
-    """Adds f to each scalar and multiplies other channels by 1 + f, with a learned f(all scalars) per channel.
+    """Adds f to each scalar and multiplies other channels by 1 + f; each channel has its own learned f(all scalars).
 
     Args:
         channels: Number of channels of each irrep.

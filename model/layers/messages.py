@@ -25,8 +25,8 @@ class Slots:
 
     def __init__(self, table: Table) -> None:
         self.table = table
-        # The same indices, computed differently. Otherwise common-subexpression elimination would replace what the
-        # backward pass recomputes by the results of the forward pass, and keep these results in memory.
+        # The same indices, computed differently. Otherwise common-subexpression elimination would reuse the results of
+        # the forward pass instead of recomputing them in the backward pass, and keep these results in memory.
         back = table.reverse.view(-1)[table.reverse]
         self.neighbors_again = table.neighbors.view(-1)[back]
         self.pair = table.pair.unsqueeze(1)
@@ -36,7 +36,7 @@ class Slots:
         self._senders: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def senders(self, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices for `gather_rows` of senders' features with `dim` components, int64[N, dim, K] each.
+        """Return indices for `gather_rows` of senders' features with `dim` components, int64[N, dim, K] each.
 
         Returns:
             `index`, a copy of `index` that is computed differently, and `places`.
@@ -56,7 +56,7 @@ class Slots:
         return gather_rows(x, self.pair_again if again else self.pair, self.pair_places)
 
     def to_pairs(self, x: Tensor) -> Tensor:
-        """Sum the two slots of each pair: float[N * K, c] to float[P, c]."""
+        """Sum the two slots of each pair: float[..., c] with N * K rows to float[P, c]."""
         return sum_rows(x, self.pair, self.pair_places)
 
 
@@ -113,7 +113,8 @@ def sum_messages(
         slots: Maps from atoms and pairs to slots.
         x: float[N, dim, channels], features of all atoms.
         functions: float[P, channels] for each path, factor of each channel.
-        matrices: float[N, dim out, dim * K] for each path, applied to the components; None leaves them unchanged.
+        matrices: float[N, dim out, dim * K] for each path, which multiply the components of all slots; None sums the
+            slots and leaves the components unchanged.
 
     Returns:
         float[N, dim out, channels] for each path.

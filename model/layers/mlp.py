@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-# 1 / sqrt(E[silu(x)^2]) for a normal x, so that silu keeps the second moment.
+# 1 / sqrt(E[silu(x)^2]) for a standard normal x, so that the scaled SiLU keeps the second moment.
 SILU_SCALE = 1.677
 
 

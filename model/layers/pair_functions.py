@@ -19,15 +19,15 @@ BOHR, COULOMB = 0.529, 14.3996
 
 
 def pair_atoms(table: Table) -> tuple[Tensor, Tensor]:
-    """Find the two atoms of each pair: int64[P] each."""
+    """Return the sender and the receiver of the first slot of each pair: int64[P] each."""
     neighbors, opposite = table.neighbors.view(-1), table.reverse.view(-1)[table.pair_slot]
     return neighbors[table.pair_slot], neighbors[opposite]
 
 
 class DistanceTransform(nn.Module):
-    """Distances relative to the covalent radii of both atoms.
+    """Transform of distances that depends on the covalent radii of both atoms.
 
-    ``agnesi`` maps them to (0, 1) (Witt et al., J. Chem. Phys. 159, 164101 (2023)); ``soft`` leaves long distances
+    ``agnesi`` maps distances to (0, 1) (Witt et al., J. Chem. Phys. 159, 164101 (2023)); ``soft`` leaves long distances
     unchanged, and maps short distances to about three quarters of the sum of the radii.
 
     Args:
@@ -65,6 +65,8 @@ class DistanceTransform(nn.Module):
 class ZblRepulsion(nn.Module):
     """Screened repulsion of the nuclei up to the sum of the covalent radii, with a polynomial envelope.
 
+    The screening function is given by Ziegler, Biersack and Littmark (1985); see `RepulsionConfig`.
+
     Args:
         config: Constants of the repulsion.
         cutoff: Cutoff radius of the network, beyond which the repulsion is zero (angstrom).
@@ -83,7 +85,7 @@ class ZblRepulsion(nn.Module):
         self.register_buffer("powers", numbers**config.exponent, persistent=False)
 
     def forward(self, distance: Tensor, one: Tensor, other: Tensor) -> Tensor:
-        """Compute the energy of each pair, half of which belongs to each of its atoms.
+        """Compute half the energy of each pair, which is the share of each of its atoms.
 
         Args:
             distance: float[P, 1], angstrom.
@@ -91,7 +93,7 @@ class ZblRepulsion(nn.Module):
             other: int64[P], index of the element of the second atom of each pair.
 
         Returns:
-            float[P, 1], energy of each of the two atoms, eV.
+            float[P, 1], eV.
         """
         charges = (self.numbers[one] * self.numbers[other]).unsqueeze(-1)
         screening = (self.powers[one] + self.powers[other]).unsqueeze(-1) / (self.config.length * BOHR)

@@ -15,7 +15,7 @@ from .sine import sine
 class RadialBasis(nn.Module):
     """Learned radial functions of each interaction.
 
-    The envelope, with its power p, is that of Gasteiger et al., "Directional message passing", ICLR 2020. Chebyshev
+    The envelope, with its power p, is taken from Gasteiger et al., "Directional message passing", ICLR 2020. Chebyshev
     polynomials are the default basis; the alternative, Bessel functions sin(n pi r / rc) / r, is from the same paper.
 
     Args:
@@ -55,9 +55,9 @@ class RadialBasis(nn.Module):
 
 
 def polynomial_envelope(u: Tensor, power: int) -> Tensor:
-    """Polynomial envelope of Gasteiger et al. (ICLR 2020).
+    """Return the polynomial envelope of Gasteiger et al. (ICLR 2020), of the shape of `u`.
 
-    It falls from 1 at u = 0 to 0 at u = 1, where its first and second derivatives vanish too, and is 0 beyond.
+    The envelope falls from 1 at u = 0 to 0 at u = 1, where its first two derivatives vanish too, and is 0 beyond.
 
     Args:
         u: Distances divided by the cutoff.
@@ -69,7 +69,7 @@ def polynomial_envelope(u: Tensor, power: int) -> Tensor:
 
 
 def _power(x: Tensor, exponent: int) -> Tensor:
-    """Power by repeated squaring, since ONNX Runtime's Pow is slow."""
+    """Compute a power by repeated squaring, since ONNX Runtime's Pow is slow."""
     half = _power(x, exponent // 2) if exponent > 1 else None
     if half is None:
         return x
@@ -86,6 +86,6 @@ def _chebyshev(u: Tensor, count: int) -> Tensor:
 
 
 def _bessel(u: Tensor, count: int) -> Tensor:
-    """Bessel functions sqrt(2) sin(n pi u) / u for n = 1, 2, ..., count."""
+    """Return the Bessel functions sqrt(2) sin(n pi u) / u for n = 1, 2, ..., count."""
     frequencies = math.pi * torch.arange(1, count + 1, dtype=u.dtype, device=u.device)
     return sine(u * frequencies) * (math.sqrt(2) / u)

@@ -60,7 +60,7 @@ def gather_rows(x: Tensor, index: Tensor, places: Tensor) -> Tensor:
 
 
 def sum_rows(x: Tensor, index: Tensor, places: Tensor) -> Tensor:
-    """Sum what `gather_rows` gathers: float[*index.shape, c] to float[*places.shape[:-1], c].
+    """Sum the copies that `gather_rows` makes of each row: float[*index.shape, c] to float[*places.shape[:-1], c].
 
     Args:
         x: float[*index.shape, c].

@@ -1,4 +1,4 @@
-"""A polynomial sine for export: the last bit of ONNX Runtime's own sine depends on an element's position.
+"""A polynomial sine for export: the last bit of ONNX Runtime's own sine depends on an element's position in its tensor.
 
 On a CPU, the vectorised code and the code for the remainder of a tensor round differently, and where the remainder
 begins depends on how threads divide the tensor (seen in onnxruntime 1.32).
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Odd terms up to x^21 within a half turn: accurate to float64 rounding.
+# Odd terms up to x^21, for x between -pi / 2 and pi / 2: accurate to float64 rounding.
 _TERMS = 10
 # Pi in two parts; the first has so few digits that its products with small integers are exact in float32.
 _PI_HIGH = 3.140625
@@ -32,13 +32,13 @@ class _Sine(torch.autograd.Function):
 
 
 def sine(x: Tensor) -> Tensor:
-    """Sine of angles up to a few hundred radians, differentiable to any order."""
+    """Return the sine of angles up to a few hundred radians, differentiable to any order."""
     out: Tensor = _Sine.apply(x)  # type: ignore[no-untyped-call]
     return out
 
 
 def _reduced_sine(x: Tensor) -> Tensor:
-    """Polynomial in the angle modulo pi, negated if the number of half turns is odd."""
+    """Evaluate a polynomial in the angle modulo pi, and negate it if the number of half turns is odd."""
     half_turns = torch.round(x * (1 / math.pi))
     rest = (x - half_turns * _PI_HIGH) - half_turns * _PI_LOW
     odd = half_turns - 2 * torch.floor(half_turns * 0.5)

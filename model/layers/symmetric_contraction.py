@@ -12,7 +12,7 @@ products of three factors to 0e and 1o, these numbers are:
 - all 136 monomials of second order, one matrix to the last two factors of each product, then the first: 20,000;
 - the same, with a matrix for each pair of first and second factor, which leaves out most zeros: 7,600.
 
-The last order is used. The first factor is the one of lowest degree, which has the fewest components.
+The last order is used. The first factor has the lowest degree, and so the fewest components.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SymmetricContraction(nn.Module):
         found = [one for out in irreps_out for order in orders for one in symmetric_couplings(irreps_in, out, order)]
         self.couplings = [one for out in irreps_out for one in symmetric_couplings(irreps_in, out, 1)]
         self.linear = [one.out for one in self.couplings]
-        # For each second factor, the last factors that occur beside it.
+        # For each second factor, the last factors that occur together with it.
         self.lasts = {
             second: [irrep for irrep in irreps_in if (second, irrep) in {one.factors[-2:] for one in found}]
             for second in irreps_in
@@ -81,7 +81,7 @@ class SymmetricContraction(nn.Module):
         self.register_buffer("total", total, persistent=False)
 
     def forward(self, features: Features, species: Tensor) -> Features:
-        """Compute the sum of all products, float[N, 2 l + 1, channels] for each output irrep.
+        """Compute the weighted sum of all products, float[N, 2 l + 1, channels] for each output irrep.
 
         Args:
             features: Features of all atoms.
@@ -91,7 +91,7 @@ class SymmetricContraction(nn.Module):
         products = [features[irrep] for irrep in self.linear]
         for block, (first, second) in zip(self.blocks, self.factors, strict=True):
             products.append(block(squares[second], features[first] if first is not None else None))
-        # Elements first: the exported file stores a weight for each product, and not one for each of its components.
+        # Select elements first, so that the exported file stores one weight per product, not one per component.
         weights = self.weights[species].index_select(1, self.column)
         out = torch.matmul(self.total, torch.cat(products, dim=1) * weights)
         parts = torch.split(out, [irrep.dim for irrep in self.irreps_out], dim=1)
@@ -104,7 +104,7 @@ class _Block(nn.Module):
     Args:
         couplings: The products, either all of three factors, or all of two factors, which count as the second and the
             last.
-        lasts: Irreps of the last factors, in the order of the rows of `forward`.
+        lasts: Irreps of the last factors, in the order of the rows of `squares`.
     """
 
     def __init__(self, couplings: Sequence[SymmetricCoupling], lasts: Sequence[Irrep]) -> None:
@@ -126,7 +126,7 @@ class _Block(nn.Module):
 
         Args:
             squares: float[N, rows, channels], products of the components of second and last factors.
-            first: float[N, 2 l + 1, channels], the first factor.
+            first: float[N, 2 l + 1, channels], the first factor; None for products of two factors.
 
         Returns:
             float[N, components of all products, channels].
@@ -141,7 +141,7 @@ class _Block(nn.Module):
 
 
 def _outer(features: Features, second: Irrep, lasts: Sequence[Irrep]) -> Tensor:
-    """Products of the components of one irrep with those of others: float[N, rows, channels]."""
+    """Multiply the components of one irrep with the components of others: float[N, rows, channels]."""
     left = features[second]
     right = torch.cat([features[irrep] for irrep in lasts], dim=1) if len(lasts) > 1 else features[lasts[0]]
     n, rows, channels = left.shape

@@ -2,7 +2,7 @@
 
 An edge only interacts with the other edges of its receiver, so only the elements of neighbours are read, and the
 network is strictly local. In each layer, the features of an edge are multiplied by a weighted sum of the spherical
-harmonics of all edges of the receiver. That sum and the coupling coefficients make one matrix per atom and channel,
+harmonics of all edges of the receiver. This sum and the coupling coefficients form one matrix per atom and channel,
 which acts on the features of every edge: no tensor over edges is wider than the features.
 
 In the authors' code, the sum is called the environment, and the perceptrons of the layers are called latents. Constants
@@ -76,7 +76,7 @@ class AllegroNetwork(Network):
         self.to(dtype)
 
     def _cutoffs(self) -> Tensor:
-        """Cutoff radii, float64[n_elements, n_elements] for receiver and sender (angstrom)."""
+        """Return the cutoff radii, float64[n_elements, n_elements] for receiver and sender (angstrom)."""
         symbols = [chemical_symbols[number] for number in self.elements]
         rows = [self.config.pair_cutoffs.get(symbol, {}) for symbol in symbols]
         return torch.tensor([[row.get(other, self.cutoff) for other in symbols] for row in rows], dtype=torch.float64)
@@ -96,7 +96,7 @@ class AllegroNetwork(Network):
             table: Inputs of the network.
 
         Returns:
-            Scalars in units of the energy scales, float[N, 1, 1] each.
+            Features with one scalar per atom, float[N, 1, 1], in units of the energy scales.
         """
         n, k = table.neighbors.shape
         flat = table.vectors.reshape(-1, 3)
@@ -130,7 +130,7 @@ class AllegroNetwork(Network):
         return first + others[0] if others else first
 
     def _weighted(self, weights: Tensor, harmonics: Tensor, n: int) -> Tensor:
-        """Spherical harmonics of each edge, weighted by channel and degree: float[C * N, K, (l_max + 1)^2].
+        """Weight the spherical harmonics of each edge by channel and degree: float[C * N, K, (l_max + 1)^2].
 
         Args:
             weights: float[N * K, C * degrees].
@@ -143,7 +143,7 @@ class AllegroNetwork(Network):
         return features.view(self.config.channels * n, -1, harmonics.shape[1])
 
     def _total(self, weights: Tensor, harmonics: Tensor, species: Tensor) -> Tensor:
-        """Sum of the weighted spherical harmonics over the edges of each atom: float[C, N, (l_max + 1)^2].
+        """Sum the weighted spherical harmonics over the edges of each atom: float[C, N, (l_max + 1)^2].
 
         Args:
             weights: float[N * K, C * degrees].
@@ -151,7 +151,7 @@ class AllegroNetwork(Network):
             species: int64[N], index of each atom's element.
         """
         n, k, components = harmonics.shape
-        # The products with harmonics of all degrees; those with other degrees than the weight's are left out.
+        # Each weight is multiplied by harmonics of all degrees; `spread` keeps only the products of equal degrees.
         products = torch.bmm(weights.view(n, k, -1).transpose(1, 2), harmonics)
         total = (products.view(n, self.config.channels, -1, components) * self.spread).sum(2)
         if self.sum_scales is not None:
@@ -162,7 +162,7 @@ class AllegroNetwork(Network):
 class BesselEmbedding(nn.Module):
     """Scalars of an edge: linear maps of Bessel functions, times factors for the elements of receiver and sender.
 
-    The Bessel functions are sin(k x) / x, with trained frequencies k, of the distance relative to the cutoff.
+    The Bessel functions are sin(k x) / x, where k is a trained frequency and x the distance relative to the cutoff.
 
     Args:
         config: Configuration of the network.
@@ -236,7 +236,7 @@ class EdgePerceptron(nn.Module):
         super().__init__()
         self.weights = nn.ParameterList(torch.randn(a, b) / math.sqrt(a) for a, b in itertools.pairwise(widths))
         self.activation = ACTIVATIONS[activation]
-        # Rounding makes this function slightly different from zero at zero, but padding must not contribute.
+        # Rounding makes `ssp` slightly different from zero at zero, but padding slots must not contribute.
         self.masked = activation == "ssp"
 
     def forward(self, x: Tensor, inside: Tensor) -> Tensor:
@@ -324,7 +324,7 @@ class AllegroInteraction(nn.Module):
 
 
 def edge_paths(left: Sequence[Irrep], right: Sequence[Irrep], out: Sequence[Irrep]) -> list[Path]:
-    """Paths of the products of a layer, sorted by their result as in Allegro.
+    """Return the paths of the products of a layer, sorted by their result as in Allegro's code.
 
     Args:
         left: Irreps of the features of an edge.

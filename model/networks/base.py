@@ -30,8 +30,8 @@ class Prediction:
     Attributes:
         energy: float64[G], eV; None, like forces and virial, if the network has no energy.
         forces: float[N, 3], eV/angstrom.
-        virial: float64[G, 3, 3], eV: derivative of the energy with respect to strain; divided by the volume it is the
-            stress.
+        virial: float64[G, 3, 3], derivative of the energy with respect to strain (eV); the stress is the virial divided
+            by the volume.
         heads: Irrep components of each head, by name: float64[G, dim], or float64[N, dim] for properties of atoms.
     """
 
@@ -89,7 +89,7 @@ class Network(Float64Buffers):
         """Compute atomic energies relative to the reference energies, in units of the energy scales: float[N]."""
 
     def named_heads(self) -> list[tuple[str, Head]]:
-        """Names and heads, in the order of the outputs."""
+        """Return names and heads, in the order of the outputs."""
         return []
 
     @property

@@ -93,7 +93,7 @@ class EquivariantNetwork(Network):
         )
 
     def named_heads(self) -> list[tuple[str, Head]]:
-        """Names and heads, in the order of the outputs."""
+        """Return names and heads, in the order of the outputs."""
         return [(name, head) for name, head in self.heads.items() if isinstance(head, Head)]
 
     def layers(self, species: Tensor, table: Table) -> list[Features]:

@@ -30,7 +30,7 @@ from .nequip import Convolution, Couplings
 
 
 class MaceNetwork(Network):
-    """A MACE that predicts energies, forces and stresses.
+    """A MACE network that predicts energies, forces and stresses.
 
     Args:
         config: Configuration of the network.
@@ -77,7 +77,7 @@ class MaceNetwork(Network):
             table: Inputs of the network.
 
         Returns:
-            Features by irrep, each float[N, 2 l + 1, channels].
+            Features by irrep, float[N, 2 l + 1, channels]; the repulsion is a scalar in units of the energy scales.
         """
         slots = Slots(table)
         flat = table.vectors.reshape(-1, 3)
@@ -99,7 +99,7 @@ class MaceNetwork(Network):
         return out
 
     def relative_energies(self, layers: Sequence[Features]) -> Tensor:
-        """Compute atomic energies without references, in units of the energy scales: float[N]."""
+        """Compute atomic energies relative to the reference energies, in units of the energy scales: float[N]."""
         terms = [x[SCALAR].view(-1) for x in layers[: -len(self.readouts)]]
         kinds = zip(self.readouts, self.config.readouts, layers[-len(self.readouts) :], strict=True)
         terms += [readout(x[SCALAR].squeeze(1)) for readout, kind, x in kinds if kind != "none"]
@@ -112,8 +112,8 @@ class MaceNetwork(Network):
 class RadialFunctions(nn.Module):
     """Radial basis functions, without the envelope.
 
-    Bessel functions sin(k r) / r have trained frequencies k, and Gaussians have trained centres; Chebyshev
-    polynomials start with that of degree 1.
+    Bessel functions sin(k r) / r have trained frequencies k, and Gaussians have trained centres. Chebyshev polynomials
+    start at degree 1.
     """
 
     def __init__(self, config: MaceConfig) -> None:

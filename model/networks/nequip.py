@@ -3,7 +3,8 @@
 For each path of irreps, a message is the product of the sender's features with spherical harmonics, times a learned
 radial function per channel (Batzner et al., Nat. Commun. 13, 2453 (2022)). Constants that published codes keep separate
 (fan-in, moments of activations, mean number of neighbours, prefactors of radial functions) are folded into the weights
-here. Features have a parity under o3 and natural, and none under so3; odd scalars have an activation of their own.
+here. Under o3 and natural, irreps are labelled with their parity; under so3, only if activations mix parities (see
+`NequipConfig.tracks_parity`). Odd scalars have an activation of their own.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ class PairRepulsion(nn.Module):
 
         Args:
             distance: float[N * K, 1], distance of each slot (angstrom).
-            relative: float[N * K, 1], the same relative to the cutoff.
+            relative: float[N * K, 1], the distance divided by the cutoff of the pair.
             species: int64[N], index of each atom's element.
             neighbors: int64[N, K], sender of each slot.
         """
@@ -189,7 +190,7 @@ class Couplings(nn.Module):
 
     def __init__(self, paths: Sequence[Path], l_max: int) -> None:
         super().__init__()
-        # The product of a feature with l = 0 is the feature itself.
+        # The product of a feature with the harmonic of degree 0 is the feature itself.
         self.paths = [path for path in paths if path.right.l > 0]
         columns = [torch.zeros((l_max + 1) ** 2, 0, dtype=torch.float64)]
         for path in self.paths:
@@ -265,13 +266,17 @@ class Convolution(nn.Module):
             basis: float[P, n_basis], radial basis functions of each pair.
             couplings: Coupling matrices of each path; see `Couplings`.
             slots: Maps from atoms and pairs to slots.
-            envelope: float[P, 1], factor of all radial functions.
+            envelope: float[P, 1], factor of all radial functions; None if the basis includes the envelope.
+
+        Returns:
+            Sums by irrep, float[N, 2 l + 1, channels]; channels of different paths are side by side.
         """
         hidden = basis
         for weight in self.radial[:-1]:
             hidden = self.activation(hidden @ weight)
         if self.masked:
-            # Such radial functions do not vanish beyond the cutoff, where the basis does: padding must not contribute.
+            # The activation is not zero at zero, so radial functions do not vanish beyond the cutoff although the basis
+            # does; padding slots must not contribute.
             inside = (basis * basis).detach().sum(1, keepdim=True) > 0
             hidden = torch.where(inside, hidden, torch.zeros_like(hidden))
         if envelope is not None:
@@ -368,7 +373,7 @@ class NequipInteraction(nn.Module):
         return {irrep: x + features[irrep] for irrep, x in gated.items()} if self.residual else gated
 
     def _own(self, features: Features, species: Tensor) -> Features:
-        """What the atom's own features contribute before the gate."""
+        """Compute the contribution of the atom's own features before the gate."""
         if self.skip_table is not None:
             return {SCALAR: self.skip_table[species].unsqueeze(1)}
         if self.skip_by_element is not None:
@@ -377,7 +382,10 @@ class NequipInteraction(nn.Module):
         return {} if self.skip is None else _apply_linear(features, self.skip, None)
 
     def _normalised(self, features: Features, weights: nn.ParameterDict) -> Features:
-        """Divide by the root of the mean over irreps of their sums of squares / (2 l + 1)^2, as Nequix does."""
+        """Normalise the features as Nequix does, and multiply them by weights.
+
+        The divisor is the root of the mean over irreps of their sums of squares / (2 l + 1)^2.
+        """
         squares = [(x * x).sum((1, 2), keepdim=True) / (irrep.dim**2 * len(features)) for irrep, x in features.items()]
         total = squares[0]
         for square in squares[1:]:
@@ -400,17 +408,17 @@ class NequipInteraction(nn.Module):
 
 
 def channels_after(config: NequipConfig) -> list[dict[Irrep, int]]:
-    """Number of channels of each irrep after each interaction."""
+    """Return the number of channels of each irrep after each interaction."""
     return [{ir: mul for mul, ir in parsed(text)} for text in config.hidden_irreps]
 
 
 def harmonics_of(config: NequipConfig) -> list[Irrep]:
-    """Irreps of the spherical harmonics."""
+    """Return the irreps of the spherical harmonics."""
     return harmonic_irreps(config.l_max, "natural" if config.tracks_parity else "so3")
 
 
 def with_gates(channels: Mapping[Irrep, int]) -> dict[Irrep, int]:
-    """Channels before the gate: one additional scalar for each gated channel."""
+    """Return the channels before the gate, with one additional scalar for each gated channel."""
     gates = sum(mul for irrep, mul in channels.items() if irrep.l > 0)
     return {**channels, SCALAR: channels[SCALAR] + gates}
 
@@ -418,7 +426,7 @@ def with_gates(channels: Mapping[Irrep, int]) -> dict[Irrep, int]:
 def _matrices(
     channels_in: Mapping[Irrep, int], channels_out: Mapping[Irrep, int], n_elements: int | None = None
 ) -> nn.ParameterDict:
-    """Random weights of a linear map of the channels of each irrep, or of one map for each element."""
+    """Draw random weights of a linear map of the channels of each irrep, or of one map for each element."""
     leading = () if n_elements is None else (n_elements,)
     return nn.ParameterDict(
         {

@@ -17,20 +17,23 @@ from ..equivariance.irreps import SCALAR, Irrep
 from ..equivariance.irreps import Path as IrrepPath
 from ..networks.nequip import ODD_SCALAR, with_gates
 
-# e3nn does not rescale a function whose second moment is this close to one.
+# e3nn does not rescale a function if the factor would be this close to one.
 IDENTITY_TOLERANCE = 1e-4
 
 Channels = Mapping[Irrep, int]
 
 
 def e3nn_matrices(flat: Tensor, into: Channels, out: Channels, fan_in: Channels | None = None) -> dict[Irrep, Tensor]:
-    """Split the flat weights of `e3nn.o3.Linear` into normalised matrices, float64.
+    """Split the flat weights of `e3nn.o3.Linear` into normalised matrices.
 
     Args:
         flat: Flat weights; anything after the matrices is ignored.
         into: Number of input channels of each irrep, in the order of the file.
         out: Number of output channels of each irrep.
         fan_in: Number of input channels used for normalisation, if it is larger than `into`.
+
+    Returns:
+        float64[input channels, output channels] for each irrep.
     """
     matrices, begin = {}, 0
     for irrep, channels in into.items():
@@ -67,7 +70,7 @@ def e3nn_element_matrices(flat: Tensor, into: Channels, attributes: Tensor, out:
 def e3nn_paths(
     left: Sequence[Irrep], right: Sequence[Irrep], out: Collection[Irrep], *, by_result: bool
 ) -> list[IrrepPath]:
-    """Paths of a convolution, in the order that e3nn-based codes use; `by_result` sorts them by their last irrep."""
+    """Return the paths of a convolution in the order of e3nn-based codes; `by_result` sorts them by the last irrep."""
     paths = [IrrepPath(a, b, c) for a in left for b in right for c in a * b if c in out]
     return sorted(paths, key=lambda path: path.out) if by_result else paths
 
@@ -100,7 +103,7 @@ class InteractionShape:
         return with_gates(self.out)
 
     def kept_columns(self, kept: Collection[Irrep]) -> list[int]:
-        """Columns of the scalars before the gate, without the gates of dropped irreps."""
+        """Return the columns of the scalars before the gate, without the gates of dropped irreps."""
         columns, begin = list(range(self.out[SCALAR])), self.out[SCALAR]
         for irrep, channels in self.out.items():
             if irrep.l > 0:
@@ -109,7 +112,7 @@ class InteractionShape:
         return columns
 
     def without_dropped(self, matrices: Mapping[Irrep, Tensor], kept: Collection[Irrep]) -> dict[Irrep, Tensor]:
-        """Maps to the channels before the gate, for the kept irreps only.
+        """Restrict maps to the channels before the gate to the kept irreps.
 
         Args:
             matrices: float[..., input channels, output channels] for each irrep.
@@ -135,7 +138,7 @@ class InteractionShape:
 
 
 def nonzero_irreps(shapes: Sequence[InteractionShape]) -> list[dict[Irrep, int]]:
-    """Number of channels of each irrep after each interaction, without irreps that are always zero."""
+    """Return the number of channels of each irrep after each interaction, without irreps that are always zero."""
     made, kept = {SCALAR}, []
     for shape in shapes:
         made = {path.out for path in shape.paths if path.left in made} & {*shape.out}
@@ -160,9 +163,10 @@ def ordered_columns(
 
 
 def activation_gain(function: Callable[[Tensor], Tensor]) -> float:
-    """Factor that e3nn multiplies an activation by, so that its second moment is one.
+    """Return the factor that e3nn multiplies an activation by, so that its second moment is one.
 
-    e3nn estimates the moment from samples with a fixed seed, and does not rescale the function if it is close to one.
+    e3nn estimates the moment from samples with a fixed seed, and does not rescale the function if the factor is close
+    to one.
     """
     gain = float(normalize2mom(function).cst)
     return 1.0 if abs(gain - 1) < IDENTITY_TOLERANCE else gain
@@ -174,7 +178,7 @@ def gate_gains(
     odd: Callable[[Tensor], Tensor],
     gate: Callable[[Tensor], Tensor],
 ) -> dict[Irrep, float]:
-    """Factor of each irrep after e3nn's gate that our gate leaves out."""
+    """Return, for each irrep, the factor that e3nn's gate applies and our gate leaves out."""
     others = activation_gain(gate)
     gains = dict.fromkeys(irreps, others)
     if SCALAR in gains:
@@ -185,7 +189,7 @@ def gate_gains(
 
 
 def sign_of_3j(state: Mapping[str, Tensor], prefix: str, path: IrrepPath) -> float:
-    """Sign of the 3j symbols that the weights were trained with, relative to those of the installed e3nn.
+    """Return the sign of the 3j symbols used in training, relative to the symbols of the installed e3nn.
 
     The sign differs between versions of e3nn. Tensor products store the symbols beside their weights if no degree is
     zero; without stored symbols, the sign is 1.

@@ -68,7 +68,8 @@ def load_pretrained(
         modality: Fidelity or head to use, if the model has several; None uses the file's default.
         energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses the published scheme for a file in
             `REGISTRY`, and ``own`` for any other file.
-        trust: Unpickle everything in the file, which can run arbitrary code; MACE files are always read as plain data.
+        trust: Whether to unpickle everything in a checkpoint of SevenNet, NequIP or Allegro, which can run arbitrary
+            code; other files are always read as plain data.
         config: File of settings, YAML or JSON, if `source` is a state dict (.pt, .safetensors or .npz) or a TorchScript
             archive of MACE.
         note: Called with a line about the next step, since each step may take a minute.
@@ -91,7 +92,7 @@ def load_pretrained(
     known = next((model for model in REGISTRY.values() if digest in model.sha256), None)
     if named is not None and known is not named:
         raise CheckpointError(
-            f"{named.name}: the SHA-256 of {path} differs from that of the published file; reinstall sevenn, or pass "
+            f"{named.name}: the SHA-256 of {path} does not match the published file; reinstall sevenn, or pass "
             "the path of the file instead of the name"
         )
     so3 = network.config.symmetry == "so3"
@@ -130,8 +131,8 @@ def import_weights(
         energy_scheme: As in `load_pretrained`.
         trust: As in `load_pretrained`.
         config: As in `load_pretrained`.
-        float32: Convert float64 weights to float32, which makes the network several times faster.
-        overwrite: Replace an existing checkpoint.
+        float32: Whether to convert float64 weights to float32, which makes the network several times faster.
+        overwrite: Whether to replace an existing checkpoint.
         note: As in `load_pretrained`.
 
     Returns:
@@ -139,7 +140,7 @@ def import_weights(
 
     Raises:
         CheckpointError: As in `load_pretrained`.
-        OutputExistsError: The checkpoint already exists, is a folder, or is the source.
+        OutputExistsError: The checkpoint already exists, is a folder or a URL, or is the source.
     """
     target = check_file(out, [source], overwrite=overwrite)
     network, card = load_pretrained(
@@ -174,7 +175,7 @@ def _origin(model: Published, fidelity: str) -> dict[str, str]:
 
 
 def _sha256(path: Path) -> str:
-    """SHA-256 of a file; published files are identified by their content, since their names can be anything."""
+    """Return the SHA-256 of a file; published files are identified by their content, since users may rename them."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -278,7 +279,7 @@ def _check_size(path: Path) -> None:
 
 
 def _unpacked_size(path: Path) -> int:
-    """Size of a file in bytes; for a ZIP file (such as PyTorch's), its declared unpacked size if that is larger."""
+    """Return the size of a file (bytes); for a ZIP file, its declared unpacked size if that is larger."""
     size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
@@ -317,7 +318,7 @@ def _unsafe_globals(path: Path) -> list[str]:
 
 
 def _safe_globals() -> list[Any]:
-    """Globals of pickled NumPy arrays, under their names before and since NumPy 2."""
+    """Return the globals of pickled NumPy arrays, under their names before and since NumPy 2."""
     rebuild = np.empty(0).__reduce__()[0]  # the function that pickles call; its module is private
     dtypes = [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")]
     return [np.ndarray, np.dtype, (rebuild, "numpy.core.multiarray._reconstruct"), rebuild, *dtypes]

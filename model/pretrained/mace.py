@@ -7,7 +7,7 @@ Conventions that differ from ours, and how they are converted:
   mean number of neighbours, the prefactor of Bessel functions and the moments of activations;
 - matrices of an element are weights of a tensor product with the one-hot vector of the element;
 - radial functions follow the order of the paths, which depends on the version: reordered;
-- 3j symbols are those of e3nn 0.4.4, whose signs differ from the installed e3nn: the file holds those of the
+- 3j symbols come from e3nn 0.4.4, and their signs differ from the installed e3nn: the file holds the symbols of the
   convolutions, and the sign is folded into the radial functions;
 - products are sums over all paths of couplings that the file holds; they are rewritten exactly in our basis of all
   distinct products, which also takes care of their signs;
@@ -40,7 +40,7 @@ from .e3nn_weights import ordered_columns, sign_of_3j
 from .mace_settings import INTERACTIONS, MaceSettings, settings_of
 from .records.saved_module import read_module
 
-# Couplings of a float32 file are rounded to 6e-8 of the largest.
+# Tolerance relative to the largest coupling; a float32 file rounds couplings to 6e-8 of the largest.
 _COUPLING_ERROR = 1e-5
 
 
@@ -49,14 +49,14 @@ def read_mace(path: str | Path, head: str | None) -> tuple[MaceNetwork, str]:
 
     Args:
         path: The file.
-        head: Name of the head to use; None if there is only one.
+        head: Name of the head to use; None uses the only head.
 
     Returns:
         The network, in the dtype of the file, and the name of the head, "" if there is only one.
 
     Raises:
         CheckpointError: The file is damaged or names something that is not allowed, its architecture is not supported,
-            there is no such head, or weights are not finite.
+            `head` does not exist or is None although there are several heads, or weights are not finite.
     """
     module = read_module(path, ("mace.",))
     try:
@@ -86,7 +86,8 @@ def from_mace(
         As in `read_mace`.
 
     Raises:
-        CheckpointError: The weights do not fit the settings or are not finite, or there is no such head.
+        CheckpointError: The weights do not fit the settings or are not finite, or `head` does not exist or is None
+            although there are several heads.
     """
     chosen = _head(settings, head, path)
     for name, x in state.items():
@@ -125,7 +126,7 @@ class _Reader:
     Args:
         settings: Settings of the network.
         state: Weights and constants.
-        head: Number of the head.
+        head: Index of the head.
     """
 
     def __init__(self, settings: MaceSettings, state: Mapping[str, Tensor], head: int) -> None:
@@ -140,11 +141,11 @@ class _Reader:
             self.prefactor = float(self.read("radial_embedding.bessel_fn.prefactor"))
 
     def read(self, name: str) -> Tensor:
-        """One tensor, in float64."""
+        """Return one tensor, in float64."""
         return self.state[name].double()
 
     def network(self) -> MaceNetwork:
-        """The network with its weights."""
+        """Build the network with its weights, in the dtype of the file."""
         network = MaceNetwork(self.config(), self.elements, self.statistics(), torch.float64)
         channels = network.config.channels
         embedding = self.read("node_embedding.linear.weight").view(self.n_elements, channels)
@@ -160,7 +161,7 @@ class _Reader:
         return network.to(self.state["node_embedding.linear.weight"].dtype).eval()
 
     def config(self) -> MaceConfig:
-        """Our configuration of the network."""
+        """Return our configuration of the network."""
         settings = self.settings
         hidden = parsed(settings.hidden_irreps)
         channels = sum(mul for mul, ir in hidden if ir == SCALAR)
@@ -203,7 +204,7 @@ class _Reader:
             raise CheckpointError(f"unsupported architecture: {detail(error)}") from error
 
     def repulsion(self) -> RepulsionConfig:
-        """Constants of the ZBL repulsion."""
+        """Return the constants of the ZBL repulsion."""
         read = {name: self.read(f"pair_repulsion_fn.{name}") for name in ("a_prefactor", "a_exp", "c", "p")}
         return RepulsionConfig(
             length=float(read["a_prefactor"]),
@@ -213,7 +214,7 @@ class _Reader:
         )
 
     def statistics(self) -> DataStatistics:
-        """Reference energies and scales of the head."""
+        """Return the reference energies and scales of the head."""
         references = self.of_head(self.read("atomic_energies_fn.atomic_energies").view(-1, self.n_elements))[self.order]
         scale, shift = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
         if self.settings.model == "ScaleShiftMACE":
@@ -221,13 +222,16 @@ class _Reader:
         return DataStatistics(tuple((references + shift).tolist()), (float(scale),) * self.n_elements)
 
     def of_head(self, values: Tensor) -> Tensor:
-        """The row of the head; older files have one row for all heads."""
+        """Return the row of the head; older files have one row for all heads."""
         if len(values) not in {1, self.n_heads}:
-            raise CheckpointError(f"it has constants for {len(values)} heads, but {self.n_heads} head names")
+            raise CheckpointError(
+                f"the constants belong to {len(values)} heads, but the settings name {self.n_heads}; check that the "
+                "settings belong to this file"
+            )
         return values[self.head if len(values) > 1 else 0]
 
     def pair_functions(self, network: MaceNetwork) -> dict[str, Tensor]:
-        """Constants of the radial basis, the distance transform and the ZBL repulsion, by parameter name."""
+        """Return constants of the radial basis, the distance transform and the ZBL repulsion, by parameter name."""
         radial, out = "radial_embedding", {}
         if network.config.basis == "bessel":
             out["basis.frequencies"] = self.read(f"{radial}.bessel_fn.bessel_weights")
@@ -240,11 +244,11 @@ class _Reader:
         return out
 
     def interaction(self, layer: int, ours: MaceInteraction, embedding: Tensor) -> dict[str, Tensor]:
-        """All weights of an interaction.
+        """Return all weights of an interaction, by parameter name.
 
         Args:
             layer: Number of the interaction.
-            ours: The interaction.
+            ours: Our interaction, whose shapes the weights must have.
             embedding: float64[n_elements, channels], features before the first interaction.
         """
         name, product, target = f"interactions.{layer}", f"products.{layer}", f"interactions.{layer}"
@@ -266,7 +270,7 @@ class _Reader:
         return weights
 
     def radial(self, name: str, ours: MaceInteraction) -> list[Tensor]:
-        """Matrices of the radial perceptron; the columns of the last follow the order of our paths."""
+        """Return the matrices of the radial perceptron; the columns of the last follow the order of our paths."""
         count = len(self.settings.radial_MLP) + 1
         matrices = [self.read(f"{name}.conv_tp_weights.layer{place}.weight") for place in range(count)]
         gains = [self.prefactor, *[self.activation] * (count - 1)]
@@ -280,14 +284,14 @@ class _Reader:
         return [*matrices[:-1], last]
 
     def sign(self, prefix: str, path: IrrepPath) -> float:
-        """Sign of the 3j symbols of the file, relative to the installed e3nn."""
+        """Return the sign of the 3j symbols of the file, relative to the installed e3nn."""
         degrees = (path.left.l, path.right.l, path.out.l)
         if min(degrees) > 0 and not any(name.endswith(f"_w3j_{'_'.join(map(str, degrees))}") for name in self.state):
             raise CheckpointError(f"the 3j symbols of {degrees} are missing")
         return sign_of_3j(self.state, prefix, path)
 
     def by_element(self, layer: int, ours: MaceInteraction, embedding: Tensor) -> dict[str, Tensor]:
-        """Matrices of each element."""
+        """Return each element's matrices or, in a residual first interaction, their products with the embedding."""
         prefix = f"interactions.{layer}"
         flat, begin, matrices = self.read(f"{prefix}.skip_tp.weight"), 0, {}
         into = ours.channels_in if ours.residual else ours.channels_total
@@ -305,7 +309,7 @@ class _Reader:
         return {f"{prefix}.by_element.{irrep}": matrix for irrep, matrix in matrices.items()}
 
     def contraction(self, product: str, ours: MaceInteraction) -> Tensor:
-        """Weights of the products."""
+        """Return the weights of the products, float64[n_elements, products, channels]."""
         contraction = ours.contraction
         out = torch.zeros(contraction.weights.shape, dtype=torch.float64)
         for place, irrep in enumerate(contraction.irreps_out):
@@ -321,7 +325,7 @@ class _Reader:
         return out
 
     def readout(self, number: int, kind: str, channels: int) -> list[Tensor]:
-        """Matrices of a readout for the head."""
+        """Return the matrices of a readout for the head; `number` counts the readouts of the file."""
         name = f"readouts.{number}"
         if kind == "linear":
             matrix = self.read(f"{name}.linear.weight").view(channels, self.n_heads)
@@ -335,7 +339,7 @@ class _Reader:
 
 
 def linear_weights(flat: Tensor, into: Mapping[Irrep, int], out: Mapping[Irrep, int]) -> dict[Irrep, Tensor]:
-    """Split the flat weights of `e3nn.o3.Linear` into those of our `IrrepsLinear`, which normalises them alike.
+    """Split the flat weights of `e3nn.o3.Linear` into weights of our `IrrepsLinear`, which has the same normalisation.
 
     Args:
         flat: Flat weights.
@@ -356,7 +360,7 @@ def linear_weights(flat: Tensor, into: Mapping[Irrep, int], out: Mapping[Irrep, 
 def rewrite_products(
     contraction: SymmetricContraction, irrep: Irrep, couplings: Tensor, weights: Tensor, out: Tensor
 ) -> None:
-    """Rewrite products that use other coupling matrices in the basis of our products.
+    """Express products that use other coupling matrices in the basis of our products.
 
     Args:
         contraction: Our contraction.

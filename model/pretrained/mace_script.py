@@ -17,7 +17,7 @@ from .mace_settings import settings_of
 from .records.record import Record
 from .records.torchscript import ScriptArchive, read_script
 
-# What surrounds the network in files for LAMMPS and CP2K, and chooses one of its heads.
+# Modules that wrap the network in files for LAMMPS and CP2K, and choose one of its heads.
 WRAPPERS = ("LAMMPS_MACE", "CP2K_MACE")
 
 
@@ -26,14 +26,13 @@ def read_mace_script(path: str | Path, head: str | None) -> tuple[MaceNetwork, s
 
     Args:
         path: The archive.
-        head: Name of the head to use; None for the one that a file for LAMMPS or CP2K has chosen, or if there is only
-            one.
+        head: Name of the head to use; None uses the head that a file for LAMMPS or CP2K has chosen, or the only head.
 
     Returns:
-        As `read_mace`.
+        As in `read_mace`.
 
     Raises:
-        CheckpointError: As `read_mace`, or a setting cannot be recovered from the archive.
+        CheckpointError: As in `read_mace`, or a setting cannot be recovered from the archive.
     """
     archive = read_script(path)
     module = _network(archive)
@@ -53,7 +52,7 @@ def read_mace_script(path: str | Path, head: str | None) -> tuple[MaceNetwork, s
 
 
 def mace_script_weights(path: str | Path) -> dict[str, Tensor]:
-    """Weights and constants of the network in an archive, named as in its `state_dict`.
+    """Return weights and constants of the network in an archive, named as in its `state_dict`.
 
     Raises:
         CheckpointError: The file is damaged, too large, or names something that no module needs.

@@ -32,7 +32,7 @@ Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)]
 class MaceSettings(BaseModel):
     """Settings of a MACE network.
 
-    Names are those of the arguments of `mace.modules.models.MACE` (mace-torch 0.3.16), where there is one.
+    Settings have the names of the arguments of `mace.modules.models.MACE` (mace-torch 0.3.16), where these exist.
 
     Attributes:
         family: Always ``mace``.
@@ -50,7 +50,7 @@ class MaceSettings(BaseModel):
         gate: Activation of the last readout.
         avg_num_neighbors: Number by which the sum over neighbours is divided.
         atomic_numbers: Atomic numbers in the order of the weights.
-        correlation: Highest order of products, of all interactions or of each.
+        correlation: Highest order of products: one number for all interactions, or one for each.
         radial_type: Radial basis.
         radial_MLP: Hidden widths of the radial perceptrons.
         pair_repulsion: Whether there is a ZBL repulsion.
@@ -61,7 +61,7 @@ class MaceSettings(BaseModel):
         use_so3: Not supported: features without parity.
         use_edge_irreps_first: Not supported: `edge_irreps` in the first interaction.
         keep_last_layer_irreps: Not supported: more than the first irrep after the last interaction.
-        use_reduced_cg: Not used: the coupling matrices are those of the file.
+        use_reduced_cg: Ignored, because the coupling matrices are read from the file.
         heads: Names of the heads.
         path_order: Order of the radial functions: ``created``, by the irreps of sender and harmonics, or ``sorted``,
             by the irrep of the result, as in all recent versions.
@@ -127,7 +127,7 @@ class MaceSettings(BaseModel):
         """Validate settings.
 
         Raises:
-            CheckpointError: A setting is unknown, invalid or not supported; the message names it.
+            CheckpointError: A setting is unknown, invalid or not supported; the message names the setting.
         """
         try:
             return cls.model_validate(dict(values))
@@ -157,11 +157,11 @@ class MaceSettings(BaseModel):
 
 
 def settings_of(module: Record, where: str | Path) -> MaceSettings:
-    """Settings of a pickled MACE network.
+    """Return the settings of a MACE network that was pickled or saved as TorchScript.
 
     Raises:
-        CheckpointError: The module is not a MACE that predicts an energy, or a setting is not supported; the message
-            names it.
+        CheckpointError: The module is not a MACE network that predicts an energy, or a setting is not supported; the
+            message names the class or setting.
     """
     if module.name not in MODELS:
         dipoles = " (it predicts dipoles or other tensors, which are not supported for MACE networks)"
@@ -179,7 +179,7 @@ def settings_of(module: Record, where: str | Path) -> MaceSettings:
         raise CheckpointError(f"{where}: unsupported architecture: interactions of several kinds: {sorted(others)}")
     values: dict[str, Any] = {
         "model": module.name,
-        # Through the shortest decimal number, so that a cutoff stored in float32 becomes 6 and not 5.9999998.
+        # Converted through the shortest decimal number, so that 6.1 in float32 does not become 6.0999999.
         "r_max": float(str(module["r_max"].numpy())),
         "max_ell": max(degree for _, degree, _ in _irreps(first["target_irreps"])),
         "interaction_cls_first": first.name,
@@ -203,14 +203,14 @@ def settings_of(module: Record, where: str | Path) -> MaceSettings:
 
 
 def _edge_irreps(interaction: Record) -> str | None:
-    """Features that senders pass on, if they are not all features."""
+    """Return the features that senders pass on; None if they pass on all features."""
     every = irreps_text(interaction["node_feats_irreps"])
     edges = irreps_text(interaction.get("edge_irreps") or every)
     return edges if edges != every else None
 
 
 def _radial_settings(radial: Record, perceptron: Record) -> dict[str, Any]:
-    """Settings of the radial functions."""
+    """Return the settings of the radial functions."""
     transform = radial.get("distance_transform")
     return {
         "num_bessel": int(radial["out_dim"]),
@@ -223,7 +223,7 @@ def _radial_settings(radial: Record, perceptron: Record) -> dict[str, Any]:
 
 
 def _readout_settings(module: Record, interactions: int, where: str | Path) -> dict[str, Any]:
-    """Settings of heads and readouts."""
+    """Return the settings of heads and readouts."""
     heads = [str(name) for name in module.get("heads") or ["Default"]]
     readouts = _readouts(module, interactions, where)
     values = {"heads": heads, "use_last_readout_only": len(readouts) < interactions}
@@ -249,7 +249,7 @@ def _readouts(module: Record, interactions: int, where: str | Path) -> list[Reco
 
 
 def _activation(module: Record) -> str:
-    """Name of the activation of a readout."""
+    """Return the name of the activation of a readout."""
     acts = [*_numbered(module["acts"])]
     function = acts[0].get("f") if acts else None
     name = getattr(function, "kind", type(function).__name__)
@@ -262,7 +262,7 @@ def _correlation(product: Record) -> int:
 
 
 def _path_order(interaction: Record, where: str | Path) -> str:
-    """How the paths of the convolution are ordered."""
+    """Return how the paths of the convolution are ordered; see `MaceSettings.path_order`."""
     instructions = [one.args if isinstance(one, Record) else one for one in interaction["conv_tp"]["instructions"]]
     created = [(one[0], one[1]) for one in instructions]
     results = [one[2] for one in instructions]
@@ -274,12 +274,12 @@ def _path_order(interaction: Record, where: str | Path) -> str:
 
 
 def irreps_text(irreps: Any) -> str:
-    """Irreps of a record, or of a text, in e3nn's notation."""
+    """Return the irreps of a record or a text in e3nn's notation."""
     return " + ".join(f"{mul}x{degree}{'e' if parity > 0 else 'o'}" for mul, degree, parity in _irreps(irreps))
 
 
 def _irreps(irreps: Any) -> list[tuple[int, int, int]]:
-    """Multiplicity, degree and parity of each irrep."""
+    """Return the multiplicity, degree and parity of each irrep."""
     if isinstance(irreps, str):
         from ..equivariance.tensors import parsed  # noqa: PLC0415 - e3nn takes a second to import
 
@@ -293,6 +293,6 @@ def _irreps(irreps: Any) -> list[tuple[int, int, int]]:
 
 
 def _content(record: Any) -> Iterable[Any]:
-    """Content of a pickled subclass of tuple."""
+    """Return the content of a pickled subclass of tuple."""
     found: Iterable[Any] = record.args[0] if isinstance(record, Record) else record
     return found

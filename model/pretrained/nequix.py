@@ -4,8 +4,8 @@ Both formats begin with a line of JSON that holds the settings. After this line 
 NumPy's format in the order of the model's leaves. Conventions that differ from ours, and how they are converted:
 
 - linear maps on irreps divide by the square root of the number of input channels: folded into the weights;
-- activations of the gate, but not those of the radial perceptron, are divided by the square root of their second
-  moment: folded into the next maps;
+- activations of the gate, but not of the radial perceptron, are divided by the square root of their second moment:
+  folded into the next maps;
 - Bessel functions have a prefactor 2 / cutoff: folded into the radial perceptron;
 - sums are divided by the square root of the mean number of neighbours: folded into the next map;
 - PyTorch and JAX files order radial functions by the irrep that a path ends in: reordered;
@@ -48,6 +48,9 @@ KNOWN = {
 
 def read_nequix(path: str | Path) -> NequipNetwork:
     """Build the network of a Nequix file.
+
+    Returns:
+        The network in float32.
 
     Raises:
         CheckpointError: The file is damaged or not a Nequix file, or its architecture is not supported.
@@ -188,6 +191,6 @@ def _network(settings: Mapping[str, Any], config: NequipConfig, state: Mapping[s
 
 
 def _activation_gain() -> float:
-    """Inverse root of SiLU's second moment, summed over quantiles of the normal distribution as in Nequix."""
+    """Return the inverse root of SiLU's second moment, averaged over normal quantiles as in Nequix."""
     shares = torch.linspace(-1, 1, 1_000_003, dtype=torch.float64)[1:-1]
     return float((silu(math.sqrt(2) * torch.erfinv(shares)) ** 2).mean() ** -0.5)

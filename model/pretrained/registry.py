@@ -27,7 +27,7 @@ class Published:
         name: Name of the model, here and in its own code.
         file: Path inside the `sevenn` package, or name of the file that its authors distribute.
         packaged: Whether the `sevenn` package contains the file.
-        purpose: What the model is good for.
+        purpose: Structures or properties that the model is suited for.
         schemes: Energy scheme by fidelity; "" stands for a model with one fidelity.
         functionals: Functional of the training labels, by fidelity.
         training_data: Data sets that the model was trained on.

@@ -27,7 +27,7 @@ def read_script_network(path: Path, root: str, modality: str | None) -> tuple[Ne
     Args:
         path: The archive.
         root: Class of its root, from `root_class`.
-        modality: Head to use; None for the one that the archive has chosen, or if there is only one.
+        modality: Head to use; None uses the head that the archive has chosen, or the only head.
 
     Returns:
         The network, and the name of the head, "" if there is only one.
@@ -45,7 +45,7 @@ def read_script_network(path: Path, root: str, modality: str | None) -> tuple[Ne
         )
     if not kind.startswith("nequip."):
         raise CheckpointError(
-            f"{path} is a TorchScript archive of {kind}; only those of MACE, NequIP and Allegro can be imported"
+            f"{path} is a TorchScript archive of {kind}; only archives of MACE, NequIP and Allegro can be imported"
         )
     if modality is not None:
         raise CheckpointError(f"{path} has only one fidelity; remove `--modality`")

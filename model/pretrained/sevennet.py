@@ -10,9 +10,10 @@ Conventions that differ from ours, and how they are converted:
 - the sum over neighbours is divided by a trained or fitted number: folded into the next map;
 - radial functions of a convolution follow the order of its paths, sorted by the irrep they end in since version 0.11:
   reordered;
-- some files were trained with 3j symbols of the opposite sign, and hold them: folded into the radial functions;
+- some files were trained with 3j symbols of the opposite sign, and hold them: the sign is folded into the radial
+  functions;
 - a linear readout is two maps with nothing in between: merged into one;
-- a fidelity ("modality") is a one-hot vector beside the scalars: one is chosen and becomes biases;
+- the fidelity ("modality") is a one-hot vector beside the scalars: one fidelity is chosen and becomes biases;
 - a self-connection that is a tensor product with the one-hot vector of the element: a matrix for each element;
 - without `is_parity` every irrep is even;
 - irreps that no path ends in, which `irreps_manual` allows, are zero: dropped, with their gates.
@@ -85,6 +86,7 @@ def from_sevennet(content: Mapping[str, Any], modality: str, path: str | Path) -
 
     Raises:
         CheckpointError: The architecture is not supported, or the file is from a newer version of SevenNet.
+        KeyError, RuntimeError, TypeError, ValueError: The file is damaged.
     """
     settings, state = content["config"], _renamed(content["model_state_dict"])
     version = _version(settings, path)
@@ -134,7 +136,11 @@ def _version(settings: Mapping[str, Any], path: str | Path) -> tuple[int, ...]:
 
 
 def _check(settings: Mapping[str, Any], path: str | Path) -> None:
-    """Check all settings that choose between functions."""
+    """Check all settings that choose between functions.
+
+    Raises:
+        CheckpointError: A setting is unknown or not supported.
+    """
     values = {name: _setting(settings, name) for name in SUPPORTED}
     known = {name: supported for name, (supported, _) in SUPPORTED.items()}
     for name in ("act_gate", "act_scalar"):
@@ -155,7 +161,7 @@ def _check(settings: Mapping[str, Any], path: str | Path) -> None:
 
 
 def _setting(settings: Mapping[str, Any], name: str) -> Any:
-    """A setting of `SUPPORTED`, or SevenNet's default if it is missing or None."""
+    """Return a setting of `SUPPORTED`, or SevenNet's default if the setting is missing or None."""
     value = settings.get(name)
     return SUPPORTED[name][1] if value is None else value
 
@@ -166,7 +172,7 @@ def _activation(settings: Mapping[str, Any], name: str, parity: str) -> str:
 
 
 def _shapes(settings: Mapping[str, Any], *, sorted_paths: bool) -> list[InteractionShape]:
-    """Irreps of each interaction."""
+    """Return the irreps of each interaction."""
     parity = settings.get("is_parity", True)
     l_edge = min(_degree(settings, "lmax_edge"), MAX_DEGREE + 1)
     l_node = min(_degree(settings, "lmax_node"), MAX_DEGREE + 1)
@@ -193,7 +199,7 @@ def _degree(settings: Mapping[str, Any], name: str) -> int:
 
 
 def _channels(irreps: Any) -> dict[Irrep, int]:
-    """Number of channels of each irrep.
+    """Return the number of channels of each irrep.
 
     Raises:
         ValueError: An irrep occurs twice.
@@ -297,7 +303,7 @@ class _Reader:
     def linear(
         self, name: str, into: Mapping[Irrep, int], out: Mapping[Irrep, int], option: str = ""
     ) -> tuple[dict[Irrep, Tensor], Tensor]:
-        """Matrices of a linear map, and the bias of the scalars, to which the fidelity adds."""
+        """Return the matrices of a linear map, and the bias of the scalars, which includes the fidelity."""
         extra = 0
         if self.modality is not None and option and self.settings.get(option):
             extra = int(self.settings["_number_of_modalities"])
@@ -311,19 +317,19 @@ class _Reader:
         return matrices, bias if stored is None or not stored.numel() else bias + stored.double().flatten()
 
     def first(self, order: Tensor) -> dict[str, Tensor]:
-        """Messages of the first interaction, a row for each element."""
+        """Return the messages of the first interaction, a row for each element."""
         features, first = self.embedded(order), {SCALAR: self.config.embedding}
         sent, bias = self.linear("0_self_interaction_1", first, first, "use_modal_self_inter_intro")
         return {"sent": features @ sent[SCALAR] + bias}
 
     def embedded(self, order: Tensor) -> Tensor:
-        """Features of each element before the first interaction."""
+        """Return the features of each element before the first interaction, float64[n_elements, channels]."""
         elements, first = {SCALAR: len(order)}, {SCALAR: self.config.embedding}
         table, bias = self.linear("onehot_to_feature_x", elements, first, "use_modal_node_embedding")
         return table[SCALAR][order] + bias
 
     def interaction(self, layer: int, network: NequipNetwork, order: Tensor) -> dict[str, Tensor]:
-        """All weights of an interaction, except the messages of the first."""
+        """Return all weights of an interaction, except the messages of the first."""
         prefix, shape, kept = f"interactions.{layer}", self.shapes[layer], self.kept[layer]
         paths = network.convolution(layer).paths
         denominator = self.state[f"{layer}_convolution.denominator"].double()
@@ -348,7 +354,7 @@ class _Reader:
         return {**out, f"{prefix}.send_bias": bias}
 
     def skip(self, layer: int, order: Tensor) -> dict[Irrep, Tensor]:
-        """Matrices of the self-connection, or one for each element."""
+        """Return the matrices of the self-connection, with a leading axis if there is a matrix for each element."""
         shape, name = self.shapes[layer], f"{layer}_self_connection_intro"
         if self.config.self_connections[layer] == "linear":
             return self.linear(name, shape.into, shape.gate_in)[0]
@@ -357,7 +363,7 @@ class _Reader:
         return e3nn_element_matrices(flat, shape.into, one_hot, shape.gate_in)
 
     def radial(self, layer: int, network: NequipNetwork) -> list[Tensor]:
-        """Matrices of the radial perceptron; the columns of the last follow the order of our paths."""
+        """Return the matrices of the radial perceptron; the columns of the last follow the order of our paths."""
         names = [f"{layer}_convolution.weight_nn.layer{place}.weight" for place in range(MAX_LAYERS + 2)]
         matrices = [self.state[name].double() for name in names if name in self.state]
         gains = [self.bessel, *[self.radial_gain] * (len(matrices) - 1)]
@@ -367,7 +373,7 @@ class _Reader:
         return [*matrices[:-1], ordered_columns(matrices[-1], shape.paths, ours, shape.into, signs)]
 
     def readout(self) -> tuple[dict[str, Tensor], float]:
-        """Weights from the last scalars to the energy, and the constant that biases and the fidelity add."""
+        """Return the weights from the last scalars to the energy, and the constant that biases and the fidelity add."""
         last, gain = self.shapes[-1].out, self.gains[SCALAR]
         if self.settings.get("readout_as_fcn"):
             count = len(self.config.readout_hidden) + 1

@@ -1,6 +1,6 @@
 """Published weights that equiscreen was never tested with: their addresses are known, but not their SHA-256.
 
-equiscreen downloads no file whose hash it does not know, so these are listed for people who download them.
+equiscreen downloads no file whose hash it does not know, so users must download these files themselves.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Unopened:
     citation: str
 
 
-# Addresses and licences as in mace-torch 0.3.16, mace/calculators/foundations_models.py; those of NequIP and Allegro as
-# in Matbench Discovery, models/nequip/*.yml and models/allegro/*.yml.
+# Addresses and licences of MACE as in mace-torch 0.3.16, mace/calculators/foundations_models.py; of NequIP and Allegro
+# as in Matbench Discovery, models/nequip/*.yml and models/allegro/*.yml.
 UNOPENED = {
     name: Unopened(name, url, scheme, functional, data, licence, citation)
     for name, url, scheme, functional, data, licence, citation in (
@@ -116,10 +116,10 @@ UNOPENED = {
 
 
 def advice(model: Unopened) -> str:
-    """How to use a model, and what is not known about it."""
+    """Return how to use a model, and what is not known about it."""
     return (
-        f"equiscreen was never tested with its file and does not know its SHA-256, so it does not download it by name; "
-        f"download {model.url} (licence: {model.licence}), pass the path of the file, and set "
+        f"equiscreen was never tested with this model and does not know the SHA-256 of its file, so the name is not "
+        f"enough; download {model.url} (licence: {model.licence}), pass the path of the file, and set "
         f"`--energy-scheme {model.scheme}`"
     )
 

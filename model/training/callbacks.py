@@ -89,7 +89,7 @@ class Best(ModelCheckpoint):
         super().__init__(path.parent, filename=path.stem, monitor="validation/loss", enable_version_counter=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, with names of files instead of their paths on this machine."""
+        """Return the state, with names of files instead of their paths on this machine."""
         found = super().state_dict()
         named = {name: Path(value).name for name, value in found.items() if name.endswith("_model_path")}
         best = {Path(path).name: score for path, score in found["best_k_models"].items()}
@@ -214,8 +214,8 @@ def make_trainer(
         return _trainer(folder, config, accelerator, callbacks, bar=bar)
     except MisconfigurationException as error:
         raise ConfigError(
-            f"training.accelerator {accelerator}, devices {config.devices}: these are not available on this machine "
-            f"({detail(error)}); choose others"
+            f"training.accelerator {accelerator} with training.devices {config.devices} is not available on this "
+            f"machine ({detail(error)}); change these settings"
         ) from error
 
 
@@ -245,7 +245,7 @@ def _trainer(
 
 
 def _next_log(folder: Path) -> str:
-    """Name of a new log; a resumed run starts a new log, so that none is overwritten."""
+    """Return the name of a new log; a resumed run starts a new log, so that none is overwritten."""
     known = [path.name for path in (folder / "log").glob("part-*")]
     return f"part-{len(known):03d}"
 

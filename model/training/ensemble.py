@@ -37,10 +37,10 @@ class EnsembleReport:
         folder: Run folder.
         members: Number of members.
         validation: Mean absolute errors of the mean prediction on the validation structures, by name and unit.
-        test: Mean absolute errors of the mean prediction on the test structures, if there are any.
+        test: Mean absolute errors of the mean prediction on the test structures; empty if there are none.
         calibration: Root mean square of the ratio of error to spread, by output; 1 means that the spread is well
             calibrated.
-        seconds: Duration of this call, seconds.
+        seconds: Duration of this call (seconds).
     """
 
     folder: Path

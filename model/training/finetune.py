@@ -68,12 +68,12 @@ def architecture(config: Config, start: Network, stores: Sequence[GraphStore]) -
 
 
 def new_heads(config: Architecture, start: Network) -> set[str]:
-    """Heads that the checkpoint does not have, or defines differently."""
+    """Return the heads that the checkpoint does not have, or defines differently."""
     return {name for name, head in config.heads.items() if start.config.heads.get(name) != head}
 
 
 def transfer(network: Network, start: Network, freeze: Sequence[str], anew: Collection[str] = ()) -> list[str]:
-    """Copy the weights of `start` (per-element weights only for shared elements), and freeze some of them.
+    """Copy the weights of `start` (per-element weights only for shared elements), and freeze some parameters.
 
     Args:
         network: Network of the same architecture, possibly with additional heads and other elements.
@@ -136,7 +136,7 @@ def is_by_pair(name: str) -> bool:
 def merged_statistics(
     elements: Sequence[int], fitted: DataStatistics, start: Network, anew: Collection[str]
 ) -> tuple[tuple[int, ...], DataStatistics]:
-    """Merge the statistics of the data with those of the checkpoint, which take precedence, for the elements of both.
+    """Merge the statistics of the data and the checkpoint for the elements of both; the checkpoint takes precedence.
 
     The weights were learned with the checkpoint's scales and mean number of neighbours; new heads use the statistics of
     the data.
@@ -148,7 +148,7 @@ def merged_statistics(
         anew: Heads that the checkpoint does not have, or defines differently.
 
     Raises:
-        ConfigError: The unit of the labels differs from that of the checkpoint's head.
+        ConfigError: The unit of a head's labels differs from its unit in the checkpoint.
     """
     together = tuple(sorted({*elements, *start.elements}))
     old = start.statistics
@@ -166,7 +166,7 @@ def merged_statistics(
         if head.unit != fresh.unit:
             raise ConfigError(
                 f"heads.{name}: labels are in {fresh.unit!r}, but the checkpoint uses {head.unit!r}; featurize the "
-                "structures again with the labels in this unit"
+                "structures again with labels in the checkpoint's unit"
             )
         mean = tuple(np.mean(head.shifts, axis=0).tolist())
         shifts = tuple(head.shifts[known[element]] if element in known else mean for element in together)
@@ -182,6 +182,6 @@ def merged_statistics(
 
 
 def _merged_geometry(start: GeometryStatistics | None, data: GeometryStatistics | None) -> GeometryStatistics | None:
-    """Density and size of the new data, and the smallest distances in old and new data; None if either is unknown."""
+    """Return the density and size of the new data, and the smallest distances in both; None if either is unknown."""
     distances = joint_minimum_distances([start, data])
     return None if data is None or distances is None else replace(data, minimum_distances=distances)

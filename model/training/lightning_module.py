@@ -29,7 +29,7 @@ from .finetune import is_by_element, is_by_pair
 from .losses import Residual, penalty, residuals, term_of, total_loss
 from .schedule import Schedule
 
-# A label this many times as large as the median is considered a mistake.
+# A label more than this many times as large as the median is considered a mistake.
 BY_FAR = 1e6
 
 
@@ -86,7 +86,7 @@ class TrainingModule(lightning.LightningModule):
             torch.set_num_threads(self.config.threads)
 
     def train_dataloader(self) -> _Loader:
-        """Batches in an order that differs between epochs but not between runs."""
+        """Return batches in an order that differs between epochs but not between runs."""
         epoch, done = self._resumed
         # Lightning also calls this before it knows which epoch it resumes, to count the batches.
         skip = done if self.trainer.current_epoch == epoch else 0
@@ -94,7 +94,7 @@ class TrainingModule(lightning.LightningModule):
         return _Loader(self._batches, len(self._batches) + skip)
 
     def val_dataloader(self) -> _Loader:
-        """Batches in the order of the stores."""
+        """Return batches in the order of the stores."""
         batches = self._share("validation", None, 0)
         return _Loader(batches, len(batches))
 
@@ -107,7 +107,7 @@ class TrainingModule(lightning.LightningModule):
         return batch.to(device)
 
     def on_train_epoch_start(self) -> None:
-        """Record the time at which the epoch starts."""
+        """Reset the time spent on training steps."""
         self._spent = 0.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -148,8 +148,8 @@ class TrainingModule(lightning.LightningModule):
     def _leave_other_elements(self) -> None:
         """Clear the gradients of the weights of elements that occur only in replayed structures.
 
-        Few batches contain such an element, and before the first steps its gradients are noise. Adam, which divides by
-        their size, would turn each into a large step.
+        Few batches contain these elements, and in the first steps their gradients are noise. Adam, which divides by the
+        size of gradients, would turn each of them into a large step.
         """
         if not self._other_elements:
             return
@@ -228,8 +228,8 @@ class TrainingModule(lightning.LightningModule):
             last, seen = self._before
             worst = int(np.argmax(by_structure(last, seen, torch.abs)))
             when = "in this step" if last is batch else "in the previous step"
-            hint = f"; {when}, the largest error was that of {self.data.names(last, [worst])}"
-        return f"{where}{hint}: check the labels, or lower training.learning_rate"
+            hint = f"; {when}, the largest error was in {self.data.names(last, [worst])}"
+        return f"{where}{hint}; check the labels, or lower training.learning_rate"
 
     def _not_finite(self, batch: Batch) -> NDArray[np.float64]:
         """Count the non-finite errors of each structure: float64[G].
@@ -335,7 +335,13 @@ class TrainingModule(lightning.LightningModule):
 def by_structure(
     batch: Batch, found: Mapping[str, Residual], measure: Callable[[Tensor], Tensor]
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Sum a measure of the errors of each structure: float64[G]."""
+    """Sum a measure of the errors of each structure: float64[G].
+
+    Args:
+        batch: Batch with G structures.
+        found: Errors of each quantity, by name.
+        measure: Function applied to each error before the sum.
+    """
     out = torch.zeros(len(batch), dtype=torch.float64)
     structure = batch.input("structure").cpu()
     for residual in found.values():
@@ -366,7 +372,10 @@ def largest_label(data: TrainingData, network: Network, config: TrainingConfig) 
 
 
 def _label_sizes(batch: Batch, name: str) -> NDArray[np.float64]:
-    """Largest absolute number in each structure's label, float64[G] (energies per atom); 0 without a label."""
+    """Return the largest absolute number in each structure's label, float64[G]; 0 without a label.
+
+    Energies are per atom.
+    """
     values = batch.labels[name].cpu().abs()
     values = torch.where(torch.isfinite(values), values, 0.0).reshape(len(values), -1).amax(1)
     if len(values) != len(batch):  # one label per atom

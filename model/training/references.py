@@ -25,7 +25,8 @@ from ..data.training_data import open_stores
 from ..networks.base import Network
 from ..networks.torch_potential import TorchPotential
 
-# Number of structures to which reference energies are fitted, and the smallest number that contain each element.
+# Reference energies are fitted to at least the first number of structures and less than twice as many. At least the
+# second number of structures contain each element. If there are fewer, all are used.
 REFERENCE_STRUCTURES, LEAST_STRUCTURES = 2_000, 10
 # Energies of isolated atoms replace fitted reference energies if they raise the mean error by at most this (eV/atom).
 ATOMS_MAY_COST = 0.05
@@ -85,8 +86,9 @@ def refit_references(
 ) -> RefitReport:
     """Adapt the reference energies of a network to different DFT settings; its weights do not change.
 
-    The corrections are the least-squares fit of the errors of the total energies to composition, on at most about 2,000
-    structures. Forces and stresses do not change. Isolated atoms are not part of the fit.
+    The corrections are the least-squares fit of the errors of the total energies to composition, on a sample of about
+    2,000 to 4,000 structures, or on all structures if there are fewer. Forces and stresses do not change. Isolated
+    atoms are not part of the fit.
 
     Example:
         >>> from equiscreen.model import refit_references
@@ -98,14 +100,14 @@ def refit_references(
         stores: One graph store or several, with energies computed with the new DFT settings.
         out: Checkpoint to write.
         energy_scheme: Energy scheme of the new labels, one of `SCHEMES`.
-        overwrite: Replace an existing checkpoint.
+        overwrite: Whether to replace an existing checkpoint.
 
     Raises:
         ConfigError: The checkpoint is an ensemble or predicts no energy, the energy scheme is unknown, or the stores
             have a cutoff below the network's or no energy of a structure of its elements.
         CheckpointError: The checkpoint cannot be read.
         StoreError: A store cannot be read.
-        OutputExistsError: The output already exists, is a folder, or is an input.
+        OutputExistsError: The output already exists, is a folder or a URL, or is an input.
     """
     if energy_scheme not in SCHEMES:
         raise ConfigError(f"unknown --energy-scheme {energy_scheme}; choose one of {', '.join(SCHEMES)}")
@@ -183,9 +185,9 @@ def fit_references(
     """Fit the reference energies of some elements to new labels, with the rest of the network fixed.
 
     Corrections to the current reference energies are the least-squares fit of the residual energies to composition, on
-    a sample of labelled structures that covers rare elements. Energies of isolated atoms are taken as they are, if the
-    residuals are then about as small: if the reference energies of a network are averages over crystals, for example,
-    its energies are not relative to those of atoms.
+    a sample of labelled structures that covers rare elements. Energies of isolated atoms replace the fitted energies if
+    this raises the mean error by at most `ATOMS_MAY_COST`. The error rises more if the network's energies are not
+    relative to isolated atoms, for example because its reference energies are averages over crystals.
 
     Args:
         network: Network with its weights.
@@ -222,7 +224,7 @@ class EnergyErrors:
     energy: NDArray[np.float64]
 
     def fit(self, columns: Sequence[int], known: Mapping[int, float]) -> NDArray[np.float64]:
-        """Corrections of the reference energies (eV): float64[n_elements].
+        """Fit corrections of the reference energies (eV): float64[n_elements].
 
         Args:
             columns: Columns of the elements to correct; the others are not corrected.
@@ -236,14 +238,14 @@ class EnergyErrors:
         return out
 
     def mae(self, corrections: NDArray[np.float64]) -> float:
-        """Mean absolute error with corrected reference energies (eV/atom)."""
+        """Return the mean absolute error with corrected reference energies (eV/atom)."""
         return float(np.abs((self.energy - self.counts @ corrections) / self.counts.sum(axis=1)).mean())
 
 
 def energy_errors(
     network: Network, stores: Sequence[GraphStore], chosen: Sequence[NDArray[np.bool_]], elements: set[int]
 ) -> EnergyErrors:
-    """Errors of the energies in a sample of the chosen structures; the sample covers rare elements."""
+    """Compute the errors of the energies in a sample of the chosen structures; the sample covers rare elements."""
     potential = TorchPotential(network)
     counts, errors = [np.zeros((0, len(network.elements)))], [np.zeros(0)]
     for rows in EpochReader(stores, _sample_structures(stores, chosen, elements), labels=(ENERGY,)).blocks(64):
@@ -260,7 +262,7 @@ def energy_errors(
 def _sample_structures(
     stores: Sequence[GraphStore], chosen: Sequence[NDArray[np.bool_]], elements: set[int]
 ) -> list[NDArray[np.bool_]]:
-    """Sample about `REFERENCE_STRUCTURES` chosen structures, spread over the stores, and more of each rare element."""
+    """Sample chosen structures, spread over the stores (see `REFERENCE_STRUCTURES`), and more of each rare element."""
     rows = np.flatnonzero(np.concatenate(list(chosen)))
     taken = np.zeros(sum(map(len, chosen)), dtype=bool)
     taken[rows[:: max(1, len(rows) // REFERENCE_STRUCTURES)]] = True

@@ -32,8 +32,8 @@ def repeat(
         The report of `train` or, for an ensemble, of `train_ensemble`.
 
     Raises:
-        ConfigError: There is no run, or its stores, the store that it replayed or the checkpoint that it fine-tuned
-            have changed since then.
+        ConfigError: There is no run; its stores, the store that it replayed or the checkpoint that it fine-tuned have
+            changed since then; or a URL contains secrets, which the run folder does not record.
         OutputExistsError, StoreError, CheckpointError, EquiscreenError: As in `train`.
     """
     recipe = read_recipe(run)

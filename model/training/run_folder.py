@@ -151,8 +151,8 @@ def _claim(folder: Path, recipe: Recipe, *, overwrite: bool) -> None:
     # Nothing is lost before the first weights are saved, so until then the configuration may be corrected.
     elif any(folder.rglob("*.ckpt")) and read_recipe(folder).identity != recipe.identity:
         raise OutputExistsError(
-            f"{folder} holds an unfinished run with different settings or stores; resume it with the original ones, or "
-            "use `--overwrite` to discard it"
+            f"{folder} holds an unfinished run with different settings or stores; resume the run with its own settings "
+            "and stores, or use `--overwrite` to discard it"
         )
     _write_recipe(folder, recipe)
 

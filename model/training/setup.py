@@ -59,8 +59,9 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe, folder: Path) -> Prepa
 
     Raises:
         ConfigError: The stores do not fit the configuration.
-        StoreError: The stores disagree on the shape or unit of a label.
+        StoreError: The stores disagree on the shape or unit of a label, or the store to replay cannot be read.
         CheckpointError: The checkpoint to fine-tune cannot be read.
+        ValueError: The cutoff of the recipe is not set.
     """
     config, training = recipe.config.network, recipe.config.training
     if config.cutoff is None:
@@ -160,7 +161,7 @@ def _fine_tuned(
 
 
 def _replayed(folder: Path, recipe: Recipe, network: Network, elements: Sequence[int], split: Split) -> Replay | None:
-    """The replayed structures, labelled by the network before its first step; None without replay."""
+    """Return the replayed structures, labelled by the network before its first step; None without replay."""
     training = recipe.config.training
     source = open_replay(training.fine_tune, network.cutoff)
     if source is None:
@@ -183,12 +184,13 @@ def _replayed(folder: Path, recipe: Recipe, network: Network, elements: Sequence
 def _without_isolated_atoms(
     stores: Sequence[GraphStore], usable: Sequence[NDArray[np.bool_]], cutoff: float
 ) -> tuple[list[NDArray[np.bool_]], dict[int, float]]:
-    """The usable structures without isolated atoms, and the energies of isolated atoms (eV) by atomic number.
+    """Separate isolated atoms from the other usable structures.
 
     The network reproduces the reference energies exactly, so isolated atoms leave nothing to learn or to test.
 
     Returns:
-        bool[n_structures] for each store, and the energies.
+        Masks of the other structures, bool[n_structures] for each store, and the energies of isolated atoms (eV) by
+        atomic number.
     """
     isolated = isolated_atoms(stores, usable, cutoff)
     atoms = energies_of_isolated_atoms(stores, isolated)
@@ -200,8 +202,8 @@ def _isolated(atoms: Mapping[int, float], *, used: bool) -> list[str]:
         return []
     if not used:
         return [
-            f"{len(atoms)} isolated atoms are left out: the energies of the checkpoint are not relative to isolated "
-            "atoms, so its reference energies are fitted to the other structures"
+            f"isolated atoms of {len(atoms)} elements are left out: the energies of the checkpoint are not relative to "
+            "isolated atoms, so its reference energies are fitted to the other structures"
         ]
     listed = ", ".join(f"{chemical_symbols[number]} {energy:g} eV" for number, energy in sorted(atoms.items()))
     return [f"reference energies of isolated atoms: {listed}; these structures are left out of the split"]
@@ -242,7 +244,7 @@ def _skipped_structures(
 
 
 def _unreachable_irreps(network: Network) -> list[str]:
-    """Note on hidden irreps that were requested but that no interaction produces."""
+    """Return a note on hidden irreps that were requested but that no interaction before the last produces."""
     if not isinstance(network, EquivariantNetwork) or network.config.n_interactions == 1:
         return []
     config = network.config

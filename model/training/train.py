@@ -51,16 +51,17 @@ class TrainingReport:
     Attributes:
         checkpoint: Path of the model.
         validation: Mean absolute errors on the validation structures, by output; NaN without labels.
-        test: Mean absolute errors on the test structures, by output, if there are any.
+        test: Mean absolute errors on the test structures, by output; empty if there are none.
         before: Mean absolute errors on the validation structures before fine-tuning, with the checkpoint's weights and
-            refitted reference energies (unless `references` is ``keep``), of the outputs that the checkpoint predicts.
+            refitted reference energies (unless `references` is ``keep``), of the outputs that the checkpoint predicts;
+            empty without fine-tuning.
         drift: Mean absolute differences from the network before fine-tuning on replayed structures that are held out,
-            by output, if structures are replayed.
+            by output; empty without replay.
         units: Units of the errors, by output.
         n_training, n_validation, n_test: Number of structures in each subset.
         n_replayed, n_held_out: Number of replayed structures that were trained on, and that were held out.
-        epochs: Number of epochs, including those before an interruption.
-        seconds: Duration of this call, seconds.
+        epochs: Number of epochs, including epochs before an interruption.
+        seconds: Duration of this call (seconds).
     """
 
     checkpoint: Path
@@ -118,9 +119,9 @@ def train(
         stores: One graph store or several.
         out: Run folder; the model is written to ``model.ckpt`` in it.
         config: Configuration of network and training; None uses the defaults.
-        limit: Use only the first `limit` structures of each store.
-        overwrite: Replace a finished run, or an unfinished one with different settings or stores.
-        progress: Show progress on standard error; by default, only on a terminal or in a notebook.
+        limit: Number of structures to use from the beginning of each store; None uses all.
+        overwrite: Whether to replace a finished run, or an unfinished run with different settings or stores.
+        progress: Whether to show progress on standard error; None shows it only on a terminal or in a notebook.
 
     Raises:
         ConfigError: The stores or this machine do not fit the configuration.
@@ -142,7 +143,7 @@ def train(
 def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None, members: int = 1) -> Recipe:
     """Build the recipe of a run, with default values for all settings that are not set.
 
-    A cutoff that is not set is the smallest cutoff of the stores; fine-tuning has defaults of its own.
+    A cutoff that is not set becomes the smallest cutoff of the stores; fine-tuning has its own defaults.
 
     Args:
         stores: Stores to train on.
@@ -151,8 +152,8 @@ def make_recipe(stores: Sequence[GraphStore], config: Config, limit: int | None,
         members: Number of members of the ensemble; 1 is a single network.
 
     Raises:
-        ConfigError: The cutoff exceeds that of a store, the loss has a term for an unknown head, the checkpoint to
-            fine-tune is an ensemble or cannot have the new heads, or structures are replayed without a checkpoint.
+        ConfigError: The cutoff exceeds the cutoff of a store, the loss has a term for an unknown head, the checkpoint
+            to fine-tune is an ensemble or cannot have the new heads, or structures are replayed without a checkpoint.
         StoreError: The store to replay cannot be read.
         CheckpointError: The checkpoint to fine-tune cannot be read.
     """
@@ -250,13 +251,13 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
         n_test,
         0 if data.replay is None else data.replay.n_training,
         0 if data.replay is None else data.replay.n_held_out,
-        max(trainer.current_epoch, state["epoch"] + 1),  # with several processes the trainer does not count its steps
+        max(trainer.current_epoch, state["epoch"] + 1),  # with several processes, this trainer counts no epochs
         0.0,
     )
 
 
 def _errors_before(prepared: Prepared, config: TrainingConfig) -> dict[str, float]:
-    """Mean absolute errors on the validation structures before the first step, of outputs that the checkpoint has."""
+    """Compute validation MAEs of the outputs that the checkpoint predicts, before the first step."""
     if not prepared.known:
         return {}
     network = prepared.network

@@ -31,7 +31,7 @@ from ..records.record import Record
 from .files import LINEAR, NequipFile, irreps_of
 
 BUILDERS = {f"allegro.model.{full}Allegro{energy}Model" for full in ("", "Full") for energy in ("", "Energy")}
-# Settings that are read, that the weights tell, or that do not change what the network computes.
+# Settings that are read, that follow from the weights, or that do not change what the network computes.
 SETTINGS = {
     *("_target_", "type_names", "r_max", "per_edge_type_cutoff", "l_max", "parity", "num_layers"),
     *("irreps_edge_sh", "tensor_track_allowed_irreps", "radial_chemical_embed", "avg_num_neighbors", "pair_potential"),
@@ -48,7 +48,7 @@ RADIAL_SETTINGS = {
     "allegro.nn.TwoBodyBesselScalarEmbed": {"num_bessels", "bessel_trainable", "polynomial_cutoff_p"},
     "allegro.nn.TwoBodySplineScalarEmbed": {"num_splines", "spline_span"},
 }
-# Perceptrons: name of the setting of their activation, and of their module; those of the layers are alike.
+# Perceptrons: the setting of the activation, and the module. The perceptrons of all layers have the same activation.
 PERCEPTRONS = {
     "scalar_embed_mlp_nonlinearity": "scalar_embed_mlp.mlp_module",
     "allegro_mlp_nonlinearity": "allegro.latents.0",
@@ -59,7 +59,7 @@ MODULES = re.compile(
     r"(edge_norm|radial_chemical_embed|scalar_embed_mlp|tensor_embed|allegro|edge_readout|edge_eng_sum"
     r"|per_type_energy_scale_shift|cutoff|pair_potential|total_energy_sum)"
 )
-# Coefficients of a float32 file are rounded.
+# Tolerance of coupling coefficients, which a float32 file rounds.
 COUPLING_ERROR = 1e-5
 
 
@@ -77,7 +77,7 @@ class _Content:
         activations: Activations of the perceptrons in `PERCEPTRONS`; None and "None" are linear, but have different
             gains.
         mean_neighbors: Mean number of neighbours, for all elements or by type.
-        by_degree: Whether edges have a weight for each degree of the harmonics, rather than one for all degrees.
+        by_degree: Whether edges have a weight for each degree of the harmonics, rather than one weight for all degrees.
         forward: Whether the weights of a checkpoint are normalised by the widths of their inputs, rather than of their
             outputs.
     """
@@ -94,7 +94,7 @@ class _Content:
     forward: bool
 
     def perceptron(self, name: str, activation: str | None = None) -> list[Tensor]:
-        """Matrices of a perceptron, or of a linear map, with its gains folded in."""
+        """Return the matrices of a perceptron, or of a linear map, with its gains folded in."""
         return self.file.perceptron(name, activation, forward=self.forward)
 
     @property
@@ -104,13 +104,14 @@ class _Content:
 
 
 def allegro_network(file: NequipFile) -> AllegroNetwork:
-    """Build the network of a checkpoint or a package.
+    """Build the network of a checkpoint, a package or a TorchScript archive.
 
     Returns:
         The network in float64.
 
     Raises:
         CheckpointError: The architecture is not supported.
+        KeyError, RuntimeError, ValueError: The file is damaged, or follows an unknown convention.
     """
     content = _configured(file) if file.modules is None else _packaged(file, file.modules)
     for name, activation in zip(PERCEPTRONS, content.activations, strict=True):
@@ -147,7 +148,7 @@ def _configured(file: NequipFile) -> _Content:
 
 
 def _configured_irreps(settings: Mapping[str, Any]) -> tuple[list[Irrep], list[Irrep]]:
-    """Irreps of the spherical harmonics, and irreps that features of edges may have."""
+    """Return the irreps of the spherical harmonics, and the irreps that features of edges may have."""
     if "irreps_edge_sh" not in settings:
         degree = min(int(settings["l_max"]), MAX_DEGREE + 1)
         harmonics = natural_irreps(degree)
@@ -163,7 +164,7 @@ def _configured_irreps(settings: Mapping[str, Any]) -> tuple[list[Irrep], list[I
 
 
 def tracked_irreps(harmonics: Sequence[Irrep], tracked: Sequence[Irrep], layers: int) -> list[list[Irrep]]:
-    """Irreps of the features of an edge after each layer, by the rules of Allegro.
+    """Return the irreps of the features of an edge after each layer, by Allegro's rules.
 
     Args:
         harmonics: Irreps of the spherical harmonics.
@@ -219,7 +220,7 @@ def _packaged(file: NequipFile, network: Record) -> _Content:
 
 
 def _packaged_neighbors(file: NequipFile, product: Record) -> float | list[float]:
-    """Mean number of neighbours, which versions before 0.8.3 store elsewhere."""
+    """Return the mean number of neighbours, which versions before 0.8.3 store in the products."""
     factors = file.state.get("allegro.avg_num_neighbors_norm.norm_const")
     if factors is None:
         return float(product.fields["scatter_factor"]) ** -2
@@ -246,7 +247,7 @@ def _network(content: _Content) -> AllegroNetwork:
         weights["sum_scales"] = factors[order]
     embedding, _, readout = perceptrons
     (tensor,) = content.perceptron("tensor_embed.env_embed_linear")
-    (projection,) = file.perceptron("allegro.first_layer_env_embed_projection", None)  # always by the inputs
+    (projection,) = file.perceptron("allegro.first_layer_env_embed_projection", None)  # always normalised by inputs
     projection = torch.cat([_weighting(projection, config, content, common), tensor], dim=1)
     weights |= _matrices("perceptron", [*embedding[:-1], embedding[-1] @ projection])
     weights |= _matrices("readout", [*readout[:-1], readout[-1] * (common / math.sqrt(2))])
@@ -265,13 +266,13 @@ def _matrices(name: str, matrices: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def _weighting(matrix: Tensor, config: AllegroConfig, content: _Content, factor: float) -> Tensor:
-    """Map to scalars and, except after the last layer, to the weights of the next sum over edges.
+    """Return the map to scalars and, except after the last layer, to the weights of the next sum over edges.
 
     Args:
         matrix: float64[inputs, scalars + weights], the map of the file.
         config: Configuration of the network.
         content: Content of the file.
-        factor: Factor of the weights.
+        factor: Factor that multiplies the weights.
     """
     scalars, sums = torch.split(matrix, [config.scalars, matrix.shape[1] - config.scalars], dim=1)
     if not content.by_degree:
@@ -280,7 +281,7 @@ def _weighting(matrix: Tensor, config: AllegroConfig, content: _Content, factor:
 
 
 def _embedding(content: _Content, order: Tensor) -> dict[str, Tensor]:
-    """Weights of the radial basis and the elements."""
+    """Return the weights of the radial basis and the elements."""
     name, state = "radial_chemical_embed", content.file.state
     if content.spline:
         n, count = len(order), state[f"{name}.spline.lower"].numel()
@@ -296,7 +297,7 @@ def _embedding(content: _Content, order: Tensor) -> dict[str, Tensor]:
 
 
 def _products(content: _Content, layer: int, paths: Sequence[Path], by_channel: bool) -> Tensor:
-    """Weights of the products of a layer: float64[channels or 1, paths]."""
+    """Return the weights of the products of a layer: float64[channels or 1, paths]."""
     name, state = f"allegro.tps.{layer}", content.file.state
     weights = state[f"{name}.weights"].double().reshape(-1 if by_channel else 1, len(paths))
     before = content.layers[layer - 1] if layer else content.harmonics
@@ -306,7 +307,7 @@ def _products(content: _Content, layer: int, paths: Sequence[Path], by_channel: 
     if stored is None:
         return weights
     sizes = [sum(irrep.dim for irrep in irreps) for irreps in (before, content.harmonics, content.layers[layer])]
-    if stored.numel() != len(paths) * math.prod(sizes):  # only equal components are multiplied, and only these stored
+    if stored.numel() != len(paths) * math.prod(sizes):  # only equal components are multiplied and stored
         stored = torch.diag_embed(stored.double().view(len(paths), sizes[0], sizes[2]).transpose(1, 2)).movedim(1, 3)
     stored = stored.double().view(len(paths), *sizes)
     places = [_slices(irreps) for irreps in (before, content.harmonics, content.layers[layer])]
@@ -320,16 +321,16 @@ def _products(content: _Content, layer: int, paths: Sequence[Path], by_channel: 
 
 
 def _slices(irreps: Sequence[Irrep]) -> dict[Irrep, slice]:
-    """Components of each irrep."""
+    """Return the slice of components of each irrep."""
     ends = itertools.accumulate(irrep.dim for irrep in irreps)
     return {irrep: slice(end - irrep.dim, end) for irrep, end in zip(irreps, ends, strict=True)}
 
 
 def _sign(stored: Tensor, path: Path) -> float:
-    """Sign of the coefficients of a path in the file, relative to ours.
+    """Return the sign of the coefficients of a path in the file, relative to ours.
 
     Raises:
-        ValueError: They differ by more than a sign.
+        ValueError: The coefficients differ by more than a sign.
     """
     ours = coupling(path)
     for sign in (1.0, -1.0):
@@ -378,9 +379,9 @@ def _architecture(content: _Content, perceptrons: Sequence[Sequence[Tensor]]) ->
 
 
 def _pair_cutoffs(content: _Content) -> dict[str, dict[str, float]]:
-    """Cutoffs by receiver and sender, where they are less than the largest."""
+    """Return the cutoffs by receiver and sender, where they are less than the largest."""
     types = content.file.types
-    # As many digits as a person would write, since the file holds reciprocals.
+    # Rounded to 12 digits, since the file holds reciprocals.
     inverse = content.file.state["edge_norm._rmax_recip"].double().view(len(types), len(types))
     radii = [[float(f"{1 / x:.12g}") for x in row] for row in inverse.tolist()]
     rows = {

@@ -1,13 +1,14 @@
 """TorchScript archives of NequIP before version 0.7: files of `nequip-deploy`.
 
-Conventions that differ from those of later versions, and how they are converted:
+Conventions that differ from later versions, and how they are converted:
 
-- the self-connection is a tensor product with the one-hot vector of the type, and features begin as a linear map of it;
-- radial perceptrons are those of e3nn, whose activations are divided by the square root of their second moment;
+- the self-connection is a tensor product with the one-hot vector of the type, and features begin as a linear map of
+  this vector;
+- radial perceptrons are e3nn's, whose activations are divided by the square root of their second moment;
 - frequencies of Bessel functions include the factor pi;
 - the readout is two linear maps with nothing in between: merged into one;
 - the last interaction also makes features that the readout does not use: dropped, with their gates;
-- energies have a scale for all types beside those of each type.
+- energies have one scale for all types, in addition to the scale of each type: multiplied.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def deployed_network(archive: ScriptArchive, path: str | Path) -> NequipNetwork:
 
     Raises:
         CheckpointError: The architecture is not supported, or the file is from a newer version of NequIP.
+        KeyError, RuntimeError, ValueError: The file is damaged, or follows an unknown convention.
     """
     version = check_version({"nequip": archive.extra[VERSION]}, path)
     network, scale = _unwrapped(archive.module, path)
@@ -79,7 +81,7 @@ def deployed_network(archive: ScriptArchive, path: str | Path) -> NequipNetwork:
 
 
 def _unwrapped(module: Record, path: str | Path) -> tuple[Record, float]:
-    """The modules of the energy, and the scale for all types."""
+    """Return the modules that compute the energy, and the scale for all types."""
     scale = 1.0
     while module.name != "SequentialGraphNetwork":
         if module.name == "RescaleOutput":
@@ -98,13 +100,13 @@ def _radial_activation(network: Record) -> str:
 
 
 def _function(act: Record) -> str:
-    """Name of an activation."""
+    """Return the name of an activation."""
     name = str(act["f"].name)
     return GATE_ACTIVATIONS.get(name, name)
 
 
 def _translated(network: Record, scale: float, count: int) -> dict[str, Tensor]:
-    """Tensors under the names and with the conventions of later versions."""
+    """Return the tensors under the names and with the conventions of later versions."""
     found = {name: tensor.double() for name, tensor in network.tensors() if tensor.is_floating_point()}
     out = {name: x for name, x in found.items() if re.match(r"layer\d+_convnet\.conv\.(linear_|sc\.|tp\.)", name)}
     out["type_embed.embed_module.weight"] = found["chemical_embedding.linear.weight"].view(count, -1) / math.sqrt(count)
@@ -125,7 +127,7 @@ def _translated(network: Record, scale: float, count: int) -> dict[str, Tensor]:
 
 
 def _layers(network: Record, file: NequipFile) -> tuple[list[NequipLayer], dict[str, str]]:
-    """Interactions, and the activations of even scalars, odd scalars and gates."""
+    """Return the interactions, and the activations of even scalars, odd scalars and gates."""
     layers, names = [], {"e": "silu", "o": "tanh", "gate": "silu"}
     count = sum(name.startswith("layer") for name in network.children())
     for number in range(count):

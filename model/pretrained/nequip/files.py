@@ -1,4 +1,4 @@
-"""Files of NequIP and its extension Allegro: what does not depend on the architecture.
+"""Files of NequIP and its extension Allegro: the parts that do not depend on the architecture.
 
 A checkpoint (`.ckpt`) holds the weights and the settings that the network was built from. A package (`.nequip.zip`)
 holds the built modules, which are read as records: its settings are attributes of the modules, so it does not matter
@@ -41,7 +41,7 @@ TRAINERS = {
 # Activations of perceptrons, by the class of their modules. None and "None" are linear, but have different gains.
 ACTIVATION_MODULES = {"SiLU": "silu", "Mish": "mish", "ShiftedSoftplus": "ssp", "Tanh": "tanh", "Identity": "None"}
 LINEAR = (None, "None", "null")
-# The first version in which the pair repulsion has an envelope of its own, and not that of the radial basis.
+# The first version in which the pair repulsion has its own envelope instead of the envelope of the radial basis.
 OWN_ENVELOPE = (0, 17)
 SMALLEST_SCALE = 1e-12  # eV
 # Modifiers that only choose faster code for the same network.
@@ -55,15 +55,17 @@ MARKER = "per_type_energy_scale_shift.scales"
 
 @dataclass(frozen=True)
 class NequipFile:
-    """Content of a checkpoint or a package.
+    """Content of a checkpoint, a package or a TorchScript archive.
 
     Attributes:
         path: Path of the file, for error messages.
         types: Names of the atom types, in the order of the weights.
         saved: Tensors by name, as in the file.
-        settings: Settings of a checkpoint, as its builder received them, with the builder as ``_target_``.
-        modules: The modules of a package or a TorchScript archive, in the order in which they act.
-        version: First two numbers of the version of NequIP.
+        settings: Settings of a checkpoint, as its builder received them, with the builder as ``_target_``; None for
+            other files.
+        modules: The modules of a package or a TorchScript archive, in the order in which they act; None for a
+            checkpoint.
+        version: First two numbers of the version of NequIP; empty for an archive of `nequip-compile`.
     """
 
     path: str | Path
@@ -122,14 +124,14 @@ class NequipFile:
         """Return an exponent as an integer.
 
         Raises:
-            CheckpointError: It is not an integer.
+            CheckpointError: The exponent is not an integer.
         """
         if power != int(power):
             raise self.unsupported(name, f"is {power}, not an integer")
         return int(power)
 
     def elements(self) -> tuple[list[int], Tensor]:
-        """Return the atomic numbers in ascending order, and int64[n] with the type of each.
+        """Return the atomic numbers in ascending order, and the index of each element's type, int64[n].
 
         Raises:
             CheckpointError: A type is not an element.
@@ -138,7 +140,7 @@ class NequipFile:
         for name in self.types:
             if atomic_numbers.get(name, 0) < 1:
                 raise CheckpointError(
-                    f"{self.path}: the atom type {name} is not an element; such networks cannot be imported"
+                    f"{self.path}: the atom type {name} is not an element; only networks of elements can be imported"
                 )
         numbers = [atomic_numbers[name] for name in self.types]
         if len(set(numbers)) < len(numbers):
@@ -152,7 +154,7 @@ class NequipFile:
             _by_type(self.state[f"per_type_energy_scale_shift.{name}"], order, default)
             for name, default in (("scales", 1.0), ("shifts", 0.0))
         )
-        # The pair repulsion is computed in units of the scale.
+        # The pair repulsion is divided by the scale, so the scale must not be zero.
         scale = torch.where(scale == 0, SMALLEST_SCALE, scale)
         return DataStatistics(tuple(shift.tolist()), tuple(scale.tolist()))
 
@@ -161,7 +163,7 @@ class NequipFile:
 
         Args:
             name: Name of the module.
-            activation: Its activation; None and "None" are linear.
+            activation: Activation of the perceptron; None and "None" are linear.
             forward: Whether the weights of a checkpoint are normalised by the widths of their inputs, rather than of
                 their outputs; a package holds the factors.
         """
@@ -188,7 +190,7 @@ class NequipFile:
         return matrices
 
     def _stored_factors(self, name: str, count: int) -> list[float]:
-        """Factors of the matrices of a perceptron of a package; none if its version does not store them."""
+        """Return the factors of a packaged perceptron's matrices; an empty list if the package does not store them."""
         module = self.module(*name.split("."), "mlp")
         found = [layer.get("alpha") for layer in module.children().values() if layer.name == "ScalarLinearLayer"]
         if not found:  # the layers of a linear perceptron have one factor together
@@ -223,7 +225,7 @@ class NequipFile:
         """Return the power of the envelope of the pair repulsion; None if the network has no pair repulsion.
 
         Args:
-            *cutoff: Names of the modules on the way to the envelope that packages before `OWN_ENVELOPE` use for it.
+            *cutoff: Names of the modules on the way to the envelope of the repulsion in packages before `OWN_ENVELOPE`.
 
         Raises:
             CheckpointError: The pair potential is not supported.
@@ -259,14 +261,14 @@ class NequipFile:
 
 
 def open_checkpoint(content: Mapping[str, Any], path: str | Path) -> NequipFile:
-    """Read what a checkpoint holds.
+    """Read the content of a checkpoint.
 
     Args:
         content: Content of the file.
         path: Path of the file, for error messages.
 
     Raises:
-        CheckpointError: The file is from a newer version, or its averaged weights are unknown.
+        CheckpointError: The file is from a newer version, or its training module or a modifier is not supported.
     """
     settings, info = _unmodified(content["hyper_parameters"]["model"], path), content["hyper_parameters"]["info_dict"]
     version = check_version(info["versions"], path)
@@ -281,10 +283,11 @@ def open_checkpoint(content: Mapping[str, Any], path: str | Path) -> NequipFile:
 
 
 def open_package(path: str | Path) -> NequipFile:
-    """Read what a package holds.
+    """Read the content of a package.
 
     Raises:
-        CheckpointError: The file is damaged or unsafe, or it is from a newer version.
+        CheckpointError: The file is damaged, unsafe or from a newer version, contains several models, or has
+            unsupported modules.
     """
     package = ModulePackage(Path(path), INERT)
     metadata = yaml.safe_load(package.text(METADATA))
@@ -305,9 +308,9 @@ def open_package(path: str | Path) -> NequipFile:
 
 
 def open_script(archive: ScriptArchive, path: str | Path) -> NequipFile:
-    """Read what a TorchScript archive of NequIP 0.7 or later holds, as `nequip-compile` writes it.
+    """Read the content of a TorchScript archive that `nequip-compile` of NequIP 0.7 or later wrote.
 
-    Its modules have the names and attributes of those in a package.
+    Its modules have the same names and attributes as in a package.
 
     Raises:
         CheckpointError: The modules are not supported.
@@ -318,7 +321,7 @@ def open_script(archive: ScriptArchive, path: str | Path) -> NequipFile:
 
 
 def _sequential(module: Record, path: str | Path) -> Record:
-    """The modules of the energy, inside of those that derive forces."""
+    """Return the modules that compute the energy, which lie inside the modules that derive forces."""
     while module.name != "SequentialGraphNetwork":
         if module.name not in {"ForceStressOutput", "GraphModel"}:
             raise CheckpointError(f"{path}: unsupported architecture: {module.kind} is unknown")
@@ -335,13 +338,13 @@ def irreps_of(irreps: Record | Sequence[Any]) -> Iterator[tuple[int, Irrep]]:
 
 
 def _content(record: Record | Sequence[Any]) -> Sequence[Any]:
-    """Content of a recorded tuple."""
+    """Return the content of a recorded tuple."""
     found: Sequence[Any] = (record.args or ((),))[0] if isinstance(record, Record) else record
     return found
 
 
 def _unmodified(settings: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-    """Settings of the network itself, if modifiers that only choose faster code were applied to it."""
+    """Return the settings of the network itself, without modifiers that only choose faster code."""
     if settings.get("_target_") == "nequip.model.modify":
         unknown = sorted({str(one["modifier"]) for one in settings["modifiers"]} - KERNELS)
         if unknown:
@@ -375,7 +378,7 @@ def _numbers(version: Any) -> tuple[int, ...]:
 
 
 def _trained(state: Mapping[str, Any], settings: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """Weights of the network without the names of the modules around it; averaged ones if the file has them."""
+    """Return the weights, or averaged weights if the file has them, without the names of modules around the network."""
     (prefix,) = {name.removesuffix(MARKER) for name in state if name.endswith(MARKER)}
     if not prefix.startswith("model.sole_model."):
         raise CheckpointError(f"{path} contains several models, but only one can be imported")

@@ -2,13 +2,13 @@
 
 `files` opens them. Conventions that differ from ours, and how they are converted:
 
-- linear maps and tensor products of e3nn divide by the square root of the number of input channels, perceptrons
+- linear maps and tensor products of e3nn divide by the square root of the number of input channels, and perceptrons
   multiply their weights by a gain: folded into the weights;
 - activations of the gate are divided by the square root of their second moment: folded into the next maps;
 - Bessel functions have a prefactor 2 / cutoff, which is folded into the radial perceptron, and frequencies in units of
   pi / cutoff;
-- what an atom sends is divided by the square root of the mean number of neighbours: folded into the preceding map; if
-  there is one number for each element, it becomes a factor of the element;
+- the features that an atom sends are divided by the square root of the mean number of neighbours: folded into the
+  preceding map; if there is one number for each element, it becomes a factor of the element;
 - the self-connection is a tensor product with the embedding of the element: a matrix for each element;
 - before 0.16, networks without parity have even irreps only (so3); since then they have natural parity.
 """
@@ -51,14 +51,14 @@ BUILDERS = {
         *("FullNequIPGNNModel", "FullNequIPGNNEnergyModel"),
     )
 }
-# Degree and channels of the presets of `PresetNequIPGNNModel`; the weights tell the rest.
+# Layers, degree and channels of the presets of `PresetNequIPGNNModel`; the rest follows from the weights.
 PRESETS: dict[str, dict[str, Any]] = {
     "S": {"num_layers": 2, "l_max": 1, "num_features": [128, 64]},
     "M": {"num_layers": 4, "l_max": 2, "num_features": [128, 64, 32]},
     "L": {"num_layers": 6, "l_max": 3, "num_features": [128, 64, 32, 32]},
     "XL": {"num_layers": 6, "l_max": 4, "num_features": [320, 96, 64, 32, 32]},
 }
-# Settings that are read, that the weights tell, or that do not change what the network computes.
+# Settings that are read, that follow from the weights, or that do not change what the network computes.
 SETTINGS = {
     *("_target_", "preset", "type_names", "r_max", "l_max", "parity", "num_layers", "num_features"),
     *("feature_irreps_hidden", "irreps_edge_sh", "polynomial_cutoff_p", "avg_num_neighbors", "pair_potential"),
@@ -86,7 +86,7 @@ class NequipLayer:
     Attributes:
         out: Number of channels of each irrep after the gate, in the order of the file.
         connected: Whether an atom's own features are added before the gate.
-        residual: Whether the features before the interaction are added to those after the gate.
+        residual: Whether the features before the interaction are added to the features after the gate.
     """
 
     out: Mapping[Irrep, int]
@@ -129,13 +129,14 @@ class NequipContent:
 
 
 def nequip_network(file: NequipFile) -> NequipNetwork:
-    """Build the network of a checkpoint or a package.
+    """Build the network of a checkpoint, a package or a TorchScript archive.
 
     Returns:
         The network in float64.
 
     Raises:
         CheckpointError: The architecture is not supported.
+        KeyError, RuntimeError, ValueError: The file is damaged, or follows an unknown convention.
     """
     return build_network(_configured(file) if file.modules is None else _packaged(file, file.modules))
 
@@ -169,7 +170,7 @@ def _configured(file: NequipFile) -> NequipContent:
 
 
 def _configured_layers(settings: Mapping[str, Any], *, natural: bool) -> tuple[list[Irrep], list[NequipLayer]]:
-    """Spherical harmonics and interactions, by the rules of NequIP's builders."""
+    """Return the irreps of the harmonics and the interactions, by the rules of NequIP's builders."""
     preset = PRESETS[str(settings["preset"]).upper()] if "preset" in settings else {}
     merged = {"num_layers": 4, "l_max": 1, "num_features": 32, "parity": "preset" not in settings, **preset, **settings}
     if "feature_irreps_hidden" in settings:
@@ -249,7 +250,7 @@ def _packaged(file: NequipFile, network: Record) -> NequipContent:
 
 
 def _irreps(record: Record) -> dict[Irrep, int]:
-    """Number of channels of each irrep of a recorded `e3nn.o3.Irreps`."""
+    """Return the number of channels of each irrep of a recorded `e3nn.o3.Irreps`."""
     channels: dict[Irrep, int] = {}
     for count, kind in irreps_of(record):
         if kind in channels:
@@ -259,7 +260,7 @@ def _irreps(record: Record) -> dict[Irrep, int]:
 
 
 def _function(module: Record, file: NequipFile) -> str:
-    """Name of the function of a recorded `normalize2mom`."""
+    """Return the name of the function of a recorded `normalize2mom`."""
     function = module.fields["f"]
     name = str(getattr(function, "kind", function)).rpartition(".")[2]
     if name not in GATE_ACTIVATIONS:
@@ -268,7 +269,7 @@ def _function(module: Record, file: NequipFile) -> str:
 
 
 def _packaged_neighbors(network: Record, state: Mapping[str, Tensor]) -> float | list[float] | None:
-    """Mean number of neighbours; its place has changed twice."""
+    """Return the mean number of neighbours, which versions of NequIP store in three different places."""
     convolution = network.child("layer0_convnet", "conv")
     factors = state.get("layer0_convnet.conv.avg_num_neighbors_norm.norm_const")
     if factors is not None:
@@ -288,6 +289,7 @@ def build_network(content: NequipContent) -> NequipNetwork:
 
     Raises:
         CheckpointError: The architecture is not supported.
+        KeyError, RuntimeError, ValueError: The file is damaged, or follows an unknown convention.
     """
     file, state = content.file, content.state
     numbers, order = file.elements()
@@ -324,7 +326,7 @@ def _shapes(content: NequipContent) -> list[InteractionShape]:
 
 
 def _kept(shapes: Sequence[InteractionShape]) -> list[Mapping[Irrep, int]]:
-    """Features after each interaction; after the last, only those that the readout uses."""
+    """Return the features after each interaction; after the last, only the scalars that the readout uses."""
     return [*(shape.out for shape in shapes[:-1]), {SCALAR: shapes[-1].out[SCALAR]}]
 
 
@@ -378,7 +380,7 @@ def _interaction(
     order: Tensor,
     gains: Mapping[Irrep, float],
 ) -> dict[str, Tensor]:
-    """All weights of an interaction."""
+    """Return all weights of an interaction, by parameter name."""
     state, theirs, ours = content.state, f"layer{layer}_convnet.conv", f"interactions.{layer}"
     paths = network.convolution(layer).paths
     mix = e3nn_matrices(state[f"{theirs}.linear_2.weight"], shape.summed, shape.gate_in)

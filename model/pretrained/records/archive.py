@@ -1,4 +1,4 @@
-"""ZIP files from others: the names and sizes of members are checked before members are read."""
+"""Untrusted ZIP files: the names and sizes of members are checked before members are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from .reader import RefusedError
 
 # Far beyond every published model, which has a few hundred members.
 MAX_MEMBERS, MAX_TEXT_BYTES = 20_000, 1 << 20
-# A MACE of two layers takes 0.4 MB and the code that e3nn compiled more; a package of NequIP takes 1 MB.
+# The pickle of a MACE network of two layers has 0.4 MB, and more with the code that e3nn compiled; the pickle of a
+# NequIP package has 1 MB.
 MAX_PICKLE_BYTES = 128 << 20
 
 
@@ -27,7 +28,7 @@ class Archive:
         names: Names of all members, with the folder.
 
     Raises:
-        RefusedError: The file is not a ZIP file, is damaged, or has unexpected members.
+        RefusedError: The file is not a ZIP file, is damaged, or has too many members or a member outside its folder.
     """
 
     def __init__(self, file: Path | BinaryIO) -> None:
@@ -46,22 +47,22 @@ class Archive:
 
     @property
     def size(self) -> int:
-        """Size of all members, bytes."""
+        """Unpacked size of all members (bytes)."""
         return sum(info.file_size for info in self._archive.infolist())
 
     def __contains__(self, name: str) -> bool:
-        """Whether there is a member, by its name in the folder."""
+        """Whether the folder has a member of this name."""
         return f"{self.root}/{name}" in self._archive.NameToInfo
 
     def read(self, name: str, limit: int) -> bytes:
         """Read a member.
 
         Args:
-            name: Its name in the folder.
-            limit: Largest size, bytes.
+            name: Name of the member in the folder.
+            limit: Largest size allowed (bytes).
 
         Raises:
-            RefusedError: There is no such member, or it is damaged or too large.
+            RefusedError: The member does not exist, or is damaged or too large.
         """
         try:
             info = self._archive.getinfo(f"{self.root}/{name}")

@@ -1,6 +1,6 @@
 """Packages of `torch.package`, such as NequIP's `.nequip.zip`.
 
-Such a package is a ZIP file of source code, pickled modules and the contents of their tensors.
+A package is a ZIP file of source code, pickled modules and the contents of their tensors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ModulePackage:
         inert: Beginnings of the dotted names of classes and functions that may occur.
 
     Raises:
-        CheckpointError: The file is not such a package, is truncated, or contains unexpected members.
+        CheckpointError: The file is not a package, is truncated, or contains unexpected members.
     """
 
     def __init__(self, path: Path, inert: Sequence[str]) -> None:
@@ -39,7 +39,7 @@ class ModulePackage:
         """Read a text member, by its name in the package.
 
         Raises:
-            CheckpointError: There is no such member, or it is damaged or too large.
+            CheckpointError: The member does not exist, or is damaged or too large.
         """
         return self._read(name, archive.MAX_TEXT_BYTES).decode(errors="replace")
 
@@ -47,8 +47,8 @@ class ModulePackage:
         """Read a pickled member.
 
         Raises:
-            CheckpointError: There is no such member, it is damaged or too large, or it contains something that a model
-                does not need.
+            CheckpointError: The member does not exist, is damaged or too large, or contains something that a model does
+                not need.
         """
         content = self._read(name, archive.MAX_PICKLE_BYTES)
         try:

@@ -36,7 +36,7 @@ STORAGES = {
     "BoolStorage": torch.bool,
 }
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
-# A tensor may repeat the numbers of its storage, as an expanded one does, up to this many.
+# Largest number of elements of a tensor that repeats the numbers of its storage, as an expanded tensor does.
 MAX_REPEATED = 1 << 16
 FORBIDDEN_OPERATIONS = frozenset({"STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "INST", "OBJ", "PERSID", "NEWOBJ_EX"})
 MEMO_OPERATIONS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
@@ -46,7 +46,7 @@ StorageReader = Callable[[str, torch.dtype, int], Tensor]
 
 
 class RefusedError(Exception):
-    """The file asks for something that is not allowed."""
+    """The file is damaged, or asks for something that is not allowed."""
 
 
 def read_pickle(content: bytes, storage: StorageReader, inert: Sequence[str] = ()) -> Any:
@@ -55,7 +55,7 @@ def read_pickle(content: bytes, storage: StorageReader, inert: Sequence[str] = (
     Args:
         content: The pickle.
         storage: Reads the numbers of a tensor.
-        inert: Beginnings of the dotted names that become records, beside those of PyTorch and e3nn.
+        inert: Beginnings of the dotted names that become records, in addition to `INERT`.
 
     Raises:
         RefusedError: A name or an operation is not on the list, or a tensor exceeds its storage. A damaged pickle can
@@ -83,7 +83,11 @@ class _Reader(pickle.Unpickler):
         self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Find what a name on the list stands for."""
+        """Return what a name on the list stands for.
+
+        Raises:
+            RefusedError: The name is not on the list.
+        """
         dotted = f"{module}.{name}"
         if dotted in _CALLED:
             return _CALLED[dotted]
@@ -98,7 +102,11 @@ class _Reader(pickle.Unpickler):
         raise RefusedError(f"reading the file requires {dotted}, which is not allowed")
 
     def persistent_load(self, pid: Any) -> Tensor:
-        """Read the numbers of a tensor."""
+        """Read the numbers of a tensor.
+
+        Raises:
+            RefusedError: The pickle refers to something other than numbers, or is damaged.
+        """
         if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
             raise RefusedError("the file contains compiled code instead of modules")
         _, dtype, key, _, count = pid
@@ -110,12 +118,12 @@ class _Reader(pickle.Unpickler):
 
 
 def numbers_of(data: bytes, dtype: torch.dtype) -> Tensor:
-    """The numbers in the bytes of a storage."""
+    """Return the numbers in the bytes of a storage, as a tensor with one axis."""
     return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
 
 
 def _tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
-    """View of a storage, within its bounds."""
+    """Return a view of a storage, within its bounds."""
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if (
         min([offset, *size, *stride]) < 0
@@ -135,7 +143,7 @@ def _encode(text: str, *_: Any) -> bytes:
 
 
 def _number(kind: Record, content: bytes) -> float:
-    """A NumPy scalar."""
+    """Convert a pickled NumPy scalar to a float."""
     code = str(kind.args[0])
     if code not in {"f4", "f8", "i4", "i8"}:
         raise RefusedError(f"it contains a number of the unsupported type {code[:20]}")

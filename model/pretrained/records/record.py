@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class Record:
-    """An object of a file: what it was made from, and its attributes.
+    """An object read from a file: the arguments that it was made from, and its attributes.
 
     Attributes:
-        kind: Dotted name of its class or function.
-        args: Arguments that it was made from.
+        kind: Dotted name of the class or function.
+        args: Arguments of the class or function.
         fields: Attributes.
     """
 
@@ -52,7 +52,7 @@ class Record:
         return self.fields[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return what `self[name]` is, or a default if nothing has this name."""
+        """Return `self[name]`, or a default if nothing has this name."""
         try:
             return self[name]
         except KeyError:
@@ -62,7 +62,7 @@ class Record:
         """Return a submodule by the names on the way to it.
 
         Raises:
-            KeyError: There is no such submodule.
+            KeyError: A submodule does not exist.
         """
         found = self
         for name in names:
@@ -70,7 +70,7 @@ class Record:
         return found
 
     def children(self) -> dict[str, Record]:
-        """Submodules by name, without those that are None."""
+        """Return the submodules by name, without submodules that are None."""
         return {str(name): x for name, x in (self.fields.get("_modules") or {}).items() if isinstance(x, Record)}
 
     def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -23,7 +23,7 @@ COMPILED = ("torch.fx.", "opt_einsum_fx.", "torch.jit.", "__torch__.")
 
 
 def root_class(path: str | Path) -> str:
-    """Name of the class of a pickled object, "" if the file is not an archive of PyTorch or holds something else."""
+    """Return the class name of a pickled object, "" if the file is not a PyTorch archive or holds something else."""
     try:
         with zipfile.ZipFile(path) as archive:
             (name,) = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]

@@ -1,8 +1,9 @@
-"""TorchScript archives: what `torch.jit.save` writes, such as MACE's files for LAMMPS and NequIP's deployed models.
+"""TorchScript archives, which `torch.jit.save` writes, such as MACE's files for LAMMPS and NequIP's deployed models.
 
-Such an archive is a ZIP file of `data.pkl` (a module with its parameters, buffers and attributes, among them the irreps
-of e3nn as tuples), `code/` (the text of its classes) and `extra/` (texts that the exporting code added). The code is
-never run: its text is only searched for the constants of the classes, and for the functions of e3nn's activations.
+A TorchScript archive is a ZIP file of `data.pkl` (a module with its parameters, buffers and attributes, among them the
+irreps of e3nn as tuples), `code/` (the text of its classes) and `extra/` (texts that the exporting code added). The
+code is never run: its text is only searched for the constants of the classes, and for the functions of e3nn's
+activations.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from .record import Record
 from .saved_module import read_module
 
 ROOT = "__torch__."
-# The text of the classes of a MACE of two layers takes 0.2 MB.
+# The classes of a MACE network of two layers have 0.2 MB of text.
 MAX_CODE_BYTES = 64 << 20
-# The class in which e3nn wraps a function, which only the text names; a shifted softplus is inlined as the softplus.
+# The class in which e3nn wraps an activation. Only the text of the class names the activation; a shifted softplus is
+# inlined, so the text names softplus.
 ACTIVATION = "normalize2mom"
 _FUNCTION = re.compile(r"\.(silu|tanh|abs|softplus|ShiftedSoftPlus|relu|sigmoid|elu|gelu|mish)_?\b")
 _CONTAINER = "torch.jit._pickle."
@@ -47,12 +49,12 @@ class ScriptArchive:
     extra: Mapping[str, str]
 
     def kinds(self) -> set[str]:
-        """Dotted names of the classes of all modules, as in the code that made the archive."""
+        """Return the dotted names of the classes of all modules, as in the code that made the archive."""
         return {original_name(module.kind) for module in _modules(self.module)}
 
 
 def original_name(kind: str) -> str:
-    """Name of a class in the code that made the archive, such as ``mace.modules.models.MACE``."""
+    """Return the name of a class in the code that made the archive, such as ``mace.modules.models.MACE``."""
     return _MANGLED.sub("", kind).removeprefix(ROOT)
 
 
@@ -81,7 +83,7 @@ def read_script(path: str | Path) -> ScriptArchive:
 
 
 def _texts(archive: Archive, folder: str, suffix: str, limit: int) -> dict[str, str]:
-    """Texts in a folder of the archive, by their path in it without the suffix."""
+    """Return the texts in a folder of the archive, by their path in this folder without the suffix."""
     begin, out = f"{archive.root}/{folder}/", {}
     for name in archive.names:
         if name.startswith(begin) and name.endswith(suffix):
@@ -104,7 +106,7 @@ def _modules(module: Record) -> Iterator[Record]:
 
 
 def _regroup(module: Record, text: str) -> None:
-    """Group attributes as in a pickled module, and add what only the text of the class holds."""
+    """Group attributes as in a pickled module, and add constants and activations that only the class's text holds."""
     groups: dict[str, Any] = {"_modules": {}, "_parameters": {}, "_buffers": {}}
     for name, value in module.fields.items():
         plain = _plain(value)
@@ -127,7 +129,7 @@ def _regroup(module: Record, text: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A list or dictionary, which TorchScript pickles together with its type."""
+    """Unwrap a list or dictionary, which TorchScript pickles together with its type."""
     while isinstance(value, Record) and value.kind.startswith(_CONTAINER) and value.args:
         value = value.args[0]
     return value

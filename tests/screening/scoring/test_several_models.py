@@ -92,7 +92,7 @@ def test_models_that_do_not_go_together_are_refused(models: list[Path], store: P
     without = altered(models[1], tmp_path / "w.onnx", outputs=[{"name": "energy", "per": "structure", "shape": []}])
     ensemble = altered(models[1], tmp_path / "e.onnx", members=4)
     for wrong, message in [
-        (other, r"o\.onnx: the energies follow the scheme omat24, but those of .*m0\.onnx follow own"),
+        (other, r"o\.onnx: the energies follow the scheme omat24, but the energies of .*m0\.onnx follow own"),
         (without, r"w\.onnx predicts energy, .*m0\.onnx predicts energy, forces, stress"),
         (ensemble, r"e\.onnx is already an ensemble"),
         (models[0], r"m0\.onnx is the same model as .*m0\.onnx"),
