@@ -1,4 +1,4 @@
-"""Reading of reference phases: entries of the Materials Project, scores datasets, or tables of energies."""
+"""Reading of reference phases: pymatgen entries, scores datasets, and tables of energies."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from .references import Gathered, LeftOut, ReadSettings, References, add_element
 
 
 def is_dataset(path: str | Path) -> bool:
-    """Whether references are a scores dataset."""
+    """Return whether a path of references is the path of a scores dataset."""
     return str(path).rstrip("/").endswith(".zarr") or (Path(path) / ROOT_FILE).exists()
 
 
 def content_version(path: str) -> list[str]:
-    """Path of references, followed by a version of their content: the store hash, or one version per file.
+    """Return the path of references, and a version of their content: the store hash, or one version per file.
 
     Raises:
         SourceError: There is no such file.
@@ -68,8 +68,8 @@ def read_references(
             energies of elements.
 
     Raises:
-        ConfigError: An energy scheme is unknown or incompatible, a file has no usable entry, or a dataset was not
-            computed with the candidates' model.
+        ConfigError: An energy scheme is unknown or incompatible, a file has no usable entry, a dataset holds unrelaxed
+            structures, or a dataset was not computed with the candidates' model although `own_energies` is set.
         SourceError: A file cannot be read, or has no structures although they are needed.
         StoreError: A dataset cannot be read, or has no energies.
     """
@@ -102,13 +102,13 @@ def read_references(
     for place, left_out in tables.items():
         lacking = (
             left_out.by_reason.total() - account[place]["left_out"]
-        )  # formation energies require energies of the elements
+        )  # entries with formation energies whose elements have no references
         account[place] |= {**left_out.attrs(), "entries": account[place]["entries"] - lacking}
     return References.of(found, candidates.n_members, account, elements)
 
 
 def _reasons(notes: dict[str, Any]) -> str:
-    """The reasons why entries of a file were left out, for a message."""
+    """Return the reasons why entries of a file were left out, for a message; empty if none were."""
     because = notes.get("left_out_because", {})
     counts = ", ".join(f"{count:,} {reason}" for reason, count in notes.get("left_out_by_reason", {}).items())
     first = next(iter(because.items()), None)
@@ -164,7 +164,7 @@ def _read_dataset(
 
 
 def _structure(rows: ScoredEnergies, row: int) -> Structure:
-    """Structure of a row of a dataset of references.
+    """Return the structure of a row of a dataset of references.
 
     Raises:
         SourceError: The structure cannot be read.
