@@ -1,4 +1,4 @@
-"""Writing a selection in the requested output formats."""
+"""Writer of a selection in the requested output formats."""
 
 from __future__ import annotations
 
