@@ -207,7 +207,7 @@ def differences_of(
         named: Sources, as given by the user.
         cutoff: Cutoff of the model, angstrom.
         limit: Number of records to read; None reads all.
-        verify: Whether to verify the checksums of the store, too.
+        verify: Whether to verify the store's checksums as well.
 
     Returns:
         Each difference, as text; empty if there is none.
@@ -232,7 +232,7 @@ def differences_of(
 
 
 def _inputs_now(named: Sequence[str], store: GraphStore) -> list[tuple[str, int, str]]:
-    """Return the name, size and version of every source; for a server, whose answer may change, as in the store."""
+    """Return the name, size and version of every source; for servers, whose answers may change, as recorded."""
     live = [name for name in named if is_server(name)]
     kept = [name for name in named if name not in live]
     known = {str(name): (str(name), int(size), str(token)) for name, size, token in store.attrs.get("inputs", ())}

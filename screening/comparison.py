@@ -63,7 +63,7 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
         equal values, those with the first ids count as the lowest.
 
     Raises:
-        StoreError: A dataset cannot be read or has changed meanwhile, or the two datasets have no structure in common.
+        StoreError: A dataset cannot be read or changed while it was read, or the two have no structure in common.
         ConfigError: A column is missing from a dataset or not numeric, the two datasets have none of the columns in
             `COMPARED` in common, or `top` is below 1.
     """
@@ -145,7 +145,7 @@ def _joined(a: ScoresReader, b: ScoresReader) -> tuple[NDArray[np.int64], NDArra
 
 
 def _same_composition(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return whether formulas have the same reduced composition, bool[n]; false for text that is not a formula."""
+    """Return whether pairs of formulas have the same reduced composition: bool[n]; false if one is not a formula."""
     compositions = Compositions()
 
     def numbers(texts: NDArray[Any]) -> list[int]:
@@ -235,9 +235,9 @@ def join_energies(
 
     Raises:
         SourceError: The table cannot be read, a column appears twice, no energy is comparable, an id has two energies
-            or belongs to several structures, or its formula has another composition than the structure.
+            or belongs to several structures, or a formula differs in composition from the structure.
         ConfigError: A column is missing, no id is among the scores, or the scores have no energies.
-        StoreError: The scores cannot be read, or have changed meanwhile.
+        StoreError: The scores cannot be read, or changed while they were read.
     """
     folder = Path(str(scores)) / SCORES_FOLDER
     place = folder if "://" not in str(scores) and folder.exists() else scores
@@ -322,7 +322,7 @@ def _check_compositions(
         Number of calculations with a formula.
 
     Raises:
-        SourceError: A formula of the table has another composition than the structure.
+        SourceError: A formula of the table differs in composition from the structure.
     """
     given = [(place, text) for place, one in enumerate(ids) for text in formulas.get(one, ())]
     if not given:
@@ -335,8 +335,8 @@ def _check_compositions(
         one = int(other[0])
         count = len(np.unique(places[other]))
         raise SourceError(
-            f"{table}: {ids[places[one]]!r} is {texts[one]} in this table, but {stored[one]} in {rows.path}; these "
-            f"are not the same structures ({count:,} of {len(ids):,} ids disagree)"
+            f"{table}: {ids[places[one]]!r} is {texts[one]} in this table, but {stored[one]} in {rows.path}; correct "
+            f"the ids in the table ({count:,} of {len(ids):,} ids disagree)"
         )
     return len(np.unique(places))
 

@@ -1,4 +1,4 @@
-"""Statements about functional and pseudopotentials in the record of a calculation, such as a pymatgen entry."""
+"""Statements about functionals and pseudopotentials in records of calculations, such as pymatgen entries."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class ScoredEnergies(ScoresReader):
             corrections: MP2020 corrections; they are added to energies of scheme ``mp-uncorrected`` only.
 
         Raises:
-            StoreError: The dataset is damaged, or the graph store is not the one that it refers to.
+            StoreError: The dataset is damaged, or its graph store was replaced by another one.
         """
         needed = corrections if self.scheme == UNCORRECTED else None
         for start, stop in self.chunks():

@@ -3,10 +3,10 @@
 All energies are per atom. Within a system, they are relative to the elements, whose energies are zero. The hull is the
 largest convex function that lies nowhere above the entries. Its facets are computed once per system. At a given
 composition, the hull is the maximum of the affine functions that the facets define, so that one matrix product serves
-all compositions. The facet that attains the maximum also gives the decomposition products. It proves the result: no
-entry lies below its plane, and the composition lies between its corners. Where this proof fails (because facets are
-nearly degenerate), and in systems with so many elements that the hull has too many facets, a linear program is solved
-for each composition.
+all compositions. The facet that attains the maximum gives the decomposition products, and proves the result: no entry
+lies below its plane, and the composition lies between its corners. Where this proof fails (because facets are nearly
+degenerate), and in systems with so many elements that the hull has too many facets, a linear program is solved for each
+composition.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class Hulls:
         return _Entries(numbers[low], fractions[low], energy[low])
 
     def _stable_of(self, system: System) -> _Entries:
-        """Return the entries on a system's hull with all of its elements; no others can be on a larger hull."""
+        """Return a system's stable entries with all of its elements; only these can be on hulls of larger systems."""
         if system not in self._stable:
             entries = self._entries(system)
             facets = _facets(entries)

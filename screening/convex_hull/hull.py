@@ -74,10 +74,10 @@ def hull(
     probabilities that the structure is below the hull and that it is at most `within` above it.
 
     Energies of the scheme ``mp-uncorrected`` get the MP2020 corrections, candidates and references alike. References
-    are left out, and counted by reason, if they state another functional or energy scheme than the candidates (by run
-    type, functional, VASP tags or POTCARs), contradict themselves, or have no usable energy or composition. Elements
-    without a reference get the tabulated energies of the candidates' scheme (`chemistry.elemental_energies`), so
-    formation energies need no references.
+    are left out, and counted by reason, if the functional or energy scheme that they state (by run type, functional,
+    VASP tags or POTCARs) differs from the candidates', if they contradict themselves, or if they have no usable energy
+    or composition. Elements without a reference get the tabulated energies of the candidates' scheme
+    (`chemistry.elemental_energies`), so formation energies need no references.
 
     Example:
         >>> from equiscreen.screening import hull

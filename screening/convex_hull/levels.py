@@ -84,7 +84,7 @@ class Levels:
 
 
 def lowest_of(references: References, n_compositions: int) -> NDArray[np.float64]:
-    """Return the lowest energy of a reference by composition: float64[n_compositions], eV/atom; NaN without one."""
+    """Return the lowest energy of a reference by composition: float64[n_compositions], eV/atom; else NaN."""
     lowest = np.full(n_compositions, np.nan)
     np.fmin.at(lowest, references.composition, references.energy)
     return lowest
@@ -158,7 +158,7 @@ def _join(
     groups: dict[tuple[int, ...], NDArray[np.int64]],
     candidates: NDArray[np.float64],
 ) -> None:
-    """Find the joint hull; it differs from the hull of the references only where candidates are below the latter."""
+    """Find the joint hull; it differs from the hull of the references only where candidates lie below that hull."""
     lower = np.isfinite(candidates) & ~(candidates >= found.hull - _LOWER)
     changed = frozenset(compositions.system(number) for number in np.flatnonzero(lower).tolist())
     together = Hulls(compositions, np.fmin(hulls.energy, np.where(lower, candidates, np.nan)))
@@ -176,7 +176,7 @@ def _add_members(
     references: References,
     needs_alone: NDArray[np.bool_],
 ) -> None:
-    """Find the hull of each ensemble member, spanned by its own energies of the references."""
+    """Find the hull of each ensemble member, from the energies that this member predicts for the references."""
     if references.members is None:
         return
     shape = (len(compositions), references.members.shape[1])

@@ -288,7 +288,7 @@ def _pymatgen_sulfide_type(block: GraphBlock, index: int) -> str:
 
 @lru_cache(maxsize=1)
 def _stronger_than_sulfur() -> NDArray[np.float64]:
-    """Return 1 for elements more electronegative than sulfur or without a value, else 0, by number: float64[256]."""
+    """Return 1 if more electronegative than sulfur or without a value, else 0, by atomic number: float64[256]."""
     values = np.array([electronegativity(symbol) for symbol in chemical_symbols[1:]])
     out = np.zeros(256)
     out[1 : len(values) + 1] = ~(values <= electronegativity("S"))

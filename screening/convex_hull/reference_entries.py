@@ -228,7 +228,7 @@ def _scheme(functional: str | None, settings: ReadSettings, *, is_matpes: bool) 
     """
     if functional is None:
         if settings.assumed is None:
-            raise EntryLeftOutError("no run type", "use --scheme to state the energy scheme of such entries")
+            raise EntryLeftOutError("no functional stated", "use --scheme to state the energy scheme of such entries")
         scheme = settings.assumed
     elif settings.scheme == OWN:
         if settings.assumed != OWN:
@@ -320,7 +320,7 @@ def _check_settings(
     if scheme == MATPES_PBE and titles:
         _check_potcars(titles, symbols, _potcars_of_matpes(), "MatPES")
     if other := calculation.potcar_sets - {GGA}:
-        raise EntryLeftOutError(_NO_POTCAR, f"those of {', '.join(sorted(other))}; {scheme} uses PBE pseudopotentials")
+        raise EntryLeftOutError(_NO_POTCAR, f"{', '.join(sorted(other))}; {scheme} uses PBE pseudopotentials")
 
 
 def _check_u(given: Mapping[str, float], expected: Mapping[str, float], scheme: str) -> None:

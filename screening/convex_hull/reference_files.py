@@ -61,7 +61,7 @@ def read_references(
         candidates: Scores that are compared with the references.
         compositions: Updated with the compositions of the references.
         corrections: MP2020 corrections, for energies that need them.
-        scheme: Energy scheme of table rows that do not state one, and of entries without a run type.
+        scheme: Energy scheme of table rows that do not state one, and of entries that state no functional.
         allow_unrelaxed: Accept datasets of unrelaxed structures for relaxed candidates.
         with_structures: Whether every reference needs a structure.
         own_energies: Whether the references must be datasets computed with the candidates' model, without tabulated
@@ -128,8 +128,8 @@ def _read_dataset(
     rows = ScoredEnergies(path)
     if own_energies and rows.model != candidates.model:
         raise ConfigError(
-            f"{path}: these energies and those of the candidates come from different models; relax the references with "
-            "the model of the candidates"
+            f"{path}: these energies and the candidates' energies come from different models; relax the references "
+            "with the model of the candidates"
         )
     if not rows.relaxed and not allow and candidates.relaxed:
         raise ConfigError(

@@ -36,7 +36,7 @@ _FORMATION, _TOTAL = "formation_energy_per_atom", "energy_per_atom"
 _ID_COLUMNS = ("id", "material_id", "entry_id", "structure_id")
 _FORMULAS = ("formula", "pretty_formula")
 _NO_ENERGY = "no finite energy"
-# Columns that are read besides those that state a functional.
+# Columns that are read in addition to columns that state a functional.
 _CORRECTION = "mp2020_correction_per_atom"
 _READ = frozenset({*_FORMULAS, _TOTAL, _FORMATION, _CORRECTION, "scheme", *_ID_COLUMNS})
 # Columns of the structure in parquet tables, with the names that OPTIMADE gives them.
@@ -82,7 +82,7 @@ def read_table(
     Raises:
         ConfigError: A column is missing, the table states no energy scheme or gives formation energies without
             corrections, or the candidates follow a scheme of their own and the rows follow more than one functional.
-        SourceError: The table cannot be read, a column appears twice; or every row needs a structure, but one has
+        SourceError: The table cannot be read, or a column appears twice; or every row needs a structure, but one has
             none, or one that cannot be read.
     """
     schemes: set[str] = set()
@@ -110,7 +110,7 @@ def table_phases(path: str, settings: ReadSettings, left_out: LeftOut) -> Iterat
     Raises:
         ConfigError: A column is missing, the table states no energy scheme or gives formation energies without
             corrections, or the candidates follow a scheme of their own and the rows follow more than one functional.
-        SourceError: The table cannot be read, a column appears twice; or every row needs a structure, but one has
+        SourceError: The table cannot be read, or a column appears twice; or every row needs a structure, but one has
             none, or one that cannot be read.
     """
     functionals: set[str] = set()
@@ -294,7 +294,7 @@ def _scheme(path: str, given: object, functional: str | None, settings: ReadSett
 
 
 def _correction(number: int, scheme: str, given: object, settings: ReadSettings) -> float:
-    """Return the MP2020 correction of a row (eV/atom): the value in the row or, if there is none, by its composition.
+    """Return the MP2020 correction of a row (eV/atom): the value in the row or, without one, by its composition.
 
     Raises:
         EntryLeftOutError: The value in the row is not a plausible energy.

@@ -46,7 +46,7 @@ def label_arrays(graphs: GraphStore, scheme: str) -> tuple[Mapping[str, Any], di
         scheme: Energy scheme of the labels.
 
     Returns:
-        Attributes like those of a scores dataset; arrays, to be read in slices; and their definitions.
+        Attributes as in a scores dataset; arrays, to be read in slices; and the definitions of the arrays.
 
     Raises:
         StoreError: The store has no energies.

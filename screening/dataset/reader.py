@@ -93,7 +93,7 @@ class ScoresReader:
         return np.isin(statuses, ranked)
 
     def column(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Return consecutive rows of an array, from `start` to before `stop`.
+        """Return the rows of an array from `start` up to, but not including, `stop`.
 
         Raises:
             StoreError: The array is damaged or cannot be reached.
@@ -174,20 +174,20 @@ class ScoresReader:
         """
         if not np.array_equal(stored, scored):
             raise StoreError(
-                f"{self.graphs.path}: the structures in this store are not those of {self.path}; use --store to give "
-                "the right store"
+                f"{self.graphs.path}: the structures in this store are not the structures of {self.path}; use --store "
+                "to give the right store"
             )
 
     def structures(self, rows: NDArray[np.int64]) -> list[Structure]:
         """Return the structures of scattered rows.
 
         Raises:
-            StoreError: The structures cannot be read, or are not those of the scores.
+            StoreError: The structures cannot be read, or differ from the structures of the scores.
         """
         if len(rows) == 0:
             return []
         if self._last is not None and np.array_equal(self._last[0], rows):
-            return self._last[1]  # derived columns and output files ask for the same structures in turn
+            return self._last[1]  # derived columns and output files read the same structures one after the other
         arrays = read_structures(self.graphs, rows, (*_STRUCTURES, *_ATOMS))
         self.check_atoms(arrays["n_atoms"], self.rows("n_atoms", rows))
         ends = np.cumsum(arrays["n_atoms"], dtype=np.int64)
@@ -233,7 +233,7 @@ def picked(read: Read, rows: NDArray[np.int64], size: int, length: int) -> NDArr
     """Return scattered rows of a chunked array; chunks far from all wanted rows are not read.
 
     Args:
-        read: Function that reads the rows from a start to before a stop.
+        read: Function that returns the rows from a start up to, but not including, a stop.
         rows: int64[n], rows in any order.
         size: Number of rows of a chunk.
         length: Number of rows of the array.
@@ -256,7 +256,7 @@ def picked_ranges(read: Read, starts: NDArray[np.int64], counts: NDArray[np.inte
     """Return concatenated ranges of rows of an array; ranges that begin close to each other are read together.
 
     Args:
-        read: Function that reads the rows from a start to before a stop.
+        read: Function that returns the rows from a start up to, but not including, a stop.
         starts: int64[n], first row of each range, in any order.
         counts: int[n], number of rows of each range.
         size: Number of rows of a chunk.

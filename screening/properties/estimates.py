@@ -28,7 +28,7 @@ class PropertiesEstimate:
 
     Attributes:
         structures: Number of structures.
-        cells: Largest number of cells to evaluate, besides those of the relaxations.
+        cells: Largest number of cells to evaluate, not counting relaxations.
         seconds: Time on one core, s.
         sample: Number of structures that the time is extrapolated from.
         bytes_on_disk: Largest size of the outputs, without text columns and tables.

@@ -102,7 +102,7 @@ def _finished(one: Property, material: Material, found: Mapping[str, Any]) -> Ou
 
 
 def _rows_of(task: FinishTask) -> dict[str, PartArray]:
-    """Return the rows of the material: one of each array with one row per structure, any number of each table."""
+    """Return the rows of the material: one of each array per structure, and any number of each table."""
     arrays = read_part(task.parts, task.source, [spec.name for spec in task.specs])
     rows: dict[str, PartArray] = {}
     for spec in task.specs:

@@ -56,8 +56,7 @@ class Candidates:
         Raises:
             SourceError: The source is a file of structures.
             StoreError: The source or its graph store cannot be read, or no structure meets the filter.
-            ConfigError: The filter is invalid or the source is a graph store, which cannot be filtered; or the limit is
-                below 1.
+            ConfigError: The filter is invalid, or is given for a graph store; or the limit is below 1.
         """
         if limit is not None and limit < 1:
             raise ConfigError(f"the limit is {limit} structures; it must be at least 1")

@@ -47,7 +47,7 @@ class Protocol:
 
     @classmethod
     def of(cls, preset: Preset, what: Sequence[str], potential: Potential, *, relax: bool = True) -> Self:
-        """Return the protocol of a preset for the properties with some names.
+        """Return the protocol of a preset for the named properties.
 
         Raises:
             ConfigError: The preset does not define a property, or a property needs a library that is not installed.

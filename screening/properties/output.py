@@ -118,7 +118,7 @@ def status_rows(computed: Sequence[Computed], changed: NDArray[np.bool_]) -> dic
 
 
 def overall(prepared: int, outcomes: Mapping[str, Outcome]) -> int:
-    """Return a material's status: of its relaxation or, if that is ok, of the first property that is not ok."""
+    """Return the status of the relaxation or, if that is ok, of the first property whose status is not ok."""
     if prepared != OK:
         return prepared
     return next((outcome.status for outcome in outcomes.values() if outcome.status != OK), OK)

@@ -84,7 +84,7 @@ _PRESETS = (
             ),
         ),
     ),
-    # The benchmark of thermal conductivities phonondb-103 (Póta et al., arXiv:2408.00755). The benchmark relaxes with
+    # phonondb-103, a benchmark of thermal conductivities (Póta et al., arXiv:2408.00755). The benchmark relaxes with
     # FIRE, to the same criterion.
     Preset(
         "phonondb-103",

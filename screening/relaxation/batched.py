@@ -168,7 +168,7 @@ class Relaxed:
         frames: All points, first and last included, if the settings ask for a trajectory.
         saddle: The relaxed structure before a rattle led to a lower energy; None without a rattle, or if the rattle did
             not lower the energy.
-        rattled_energy: Total energy after the relaxation that follows a rattle, eV; NaN without one.
+        rattled_energy: Total energy after the relaxation that follows a rattle, eV; NaN without a rattle.
         reason: Why the relaxation failed, or what makes its result implausible; empty if neither applies.
         remarks: Notes on settings that had no effect, such as a pressure on a slab.
     """
@@ -593,7 +593,7 @@ class _Relaxation:
         return self.plausibility.doubts(self.block(), found)[0]
 
     def _failed(self, status: int, reason: str) -> _Ended:
-        """Return the end of a failed relaxation, with the initial structure or, after a rattle, the one before it."""
+        """Return the end of a failed relaxation, with the initial structure or, after a rattle, the point before it."""
         if self.saddle is not None:
             return _Ended(Relaxed(OK, self.first, self.saddle, self.n_steps, tuple(self.frames), remarks=self.remarks))
         return _Ended(Relaxed(status, self.first, self.first, self.n_steps, tuple(self.frames), reason=reason))

@@ -152,7 +152,7 @@ class Lbfgs:
             del self.steps[: -self.memory], self.changes[: -self.memory]
 
     def _direction(self, gradient: Rows) -> Rows:
-        """Return minus the inverse Hessian, by Nocedal's two-loop recursion, times the gradient: float64[n, 3]."""
+        """Return minus the approximate inverse Hessian times the gradient (two-loop recursion): float64[n, 3]."""
         out = -gradient
         pairs = list(zip(self.steps, self.changes, strict=True))
         shares = []

@@ -13,8 +13,8 @@ class SymmetricSteps:
     """Projection of a gradient onto the part that is invariant under the space group of a crystal.
 
     An operation is x -> W x + w for column vectors of fractional coordinates; it maps site i to site ``image[i]``. A
-    gradient is symmetric if W rotates the gradient of site i into that of site ``image[i]``, and leaves the gradient of
-    the strain unchanged.
+    gradient is symmetric if W rotates the gradient of site i into the gradient of site ``image[i]``, and leaves the
+    gradient of the strain unchanged.
 
     Args:
         structure: Crystal. If it is not periodic in three directions, or no symmetry is found, gradients are unchanged.

@@ -103,7 +103,7 @@ def read_content(rows: ScoresReader, top: int, by: str | None = None) -> ReportC
     Args:
         rows: Reader of the dataset.
         top: Largest number of candidates in the table.
-        by: Column to rank by, lowest first; by default the one that `default_ranking` returns.
+        by: Column to rank by, lowest first; None uses `default_ranking`.
 
     Raises:
         ConfigError: The dataset has no such numeric column.

@@ -195,7 +195,7 @@ def _markers(x: list[float], y: list[float], text: list[str], name: str, colour:
 
 
 def _in_triangle(fractions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return points in an equilateral triangle, elements at left, right and top in this order: float64[n, 2]."""
+    """Return points in a triangle with the elements at left, right and top, in this order: float64[n, 2]."""
     return np.stack([fractions[:, 1] + fractions[:, 2] / 2, fractions[:, 2] * _HEIGHT], axis=1)
 
 

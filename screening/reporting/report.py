@@ -88,7 +88,7 @@ def report(
         ConfigError: The dataset has no such column; the selection was made from another dataset; a picture cannot be
             used; or scipy, which diagrams of ternary hulls need, or matplotlib, which charts as files need, is not
             installed.
-        StoreError: The dataset or the selection cannot be read, or has changed meanwhile.
+        StoreError: The dataset or the selection cannot be read, or changed while it was read.
         OutputExistsError: A file exists, or cannot be written.
     """
     scores = dataset_in(scores)

@@ -41,7 +41,7 @@ class ScoreLimits:
     Attributes:
         max_edges: Structures with more edges than this in the graph store are too large, and not scored.
         min_distance: Shortest interatomic distance, angstrom; structures with closer atoms are scored, with the status
-            ``extrapolating``. None sets no bound beyond those of `screening.plausibility`.
+            ``extrapolating``. None applies only the bounds of `screening.plausibility`.
         allow_extrapolation: Whether implausible structures (`screening.plausibility`) count as ok.
     """
 

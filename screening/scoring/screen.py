@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     from .worker import CopyTask, ScreenTask
 
 # A part ends at whichever limit comes first; a killed worker loses at most one part. In large screens, parts are up to
-# four times as large, since each part takes about 30 ms in addition to its
-# evaluation.
+# four times as large, since each part takes about 30 ms in addition to its evaluation.
 PART_EDGES = 250_000
 PART_STRUCTURES = 4_096
 LARGER, LARGE_SCREEN = 4, 64
@@ -85,7 +84,7 @@ def screen(
         slots: Neighbour slots per batch.
         max_edges: Structures with more edges than this in the store are too large.
         min_distance: Shortest interatomic distance, angstrom; structures with closer atoms have scores and the status
-            ``extrapolating``. None sets no bound beyond those of `screening.plausibility`.
+            ``extrapolating``. None applies only the bounds of `screening.plausibility`.
         allow_extrapolation: Whether structures whose distances, forces or energies are implausible
             (`screening.plausibility`) count as ok; otherwise their status is ``extrapolating``.
         device: Device on which the model runs; see `export.runtime.providers.providers`.
@@ -316,7 +315,7 @@ class _ScreenPlan:
                 )
 
     def attrs(self, out: str | Path) -> dict[str, Any]:
-        """Return root attributes of the dataset at `out`: the data, models and settings behind the scores."""
+        """Return the root attributes of the dataset at `out`: the data, models and settings behind the scores."""
         graphs = {"path": recorded_path(self.graphs.path, out), "store_hash": self.graphs.store_hash}
         attrs = {
             "coordinates": " ".join((*COORDINATES, *self.columns)),

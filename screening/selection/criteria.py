@@ -169,7 +169,7 @@ class Chosen:
         rows: int64[n], rows of the scores.
         rank: int64[n], rank, from 1.
         value: float64[n], value that the rows are ranked by; lower is better.
-        front: int32[n], number of the Pareto front; None without one.
+        front: int32[n], number of the Pareto front; None if no front was requested.
         left_out: Number of rows that were not chosen, by the first reason that applied.
         derived: Columns that are added to the rows.
         known: Known crystals, if given.

@@ -248,7 +248,7 @@ class Kappa(Property):
         """Return the supercells of the second- and third-order force constants, int64[3, 3] each, and the mesh."""
         found = find_symmetry(crystal, symprec) if self.phonondb else None
         if found is not None and (cells := PHONONDB_CELLS.get(found.number)):
-            conventional = np.array(found.std_linear).T  # lattice vectors as rows, in those of the crystal
+            conventional = np.array(found.std_linear).T  # rows are lattice vectors, in lattice vectors of the crystal
             matrices = [np.diag(counts) @ conventional for counts in (cells.harmonic, cells.anharmonic)]
             harmonic, anharmonic = (np.rint(matrix).astype(np.int64) for matrix in matrices)
             if np.allclose(matrices, (harmonic, anharmonic), atol=_INTEGER):

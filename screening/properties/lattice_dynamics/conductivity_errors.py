@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# The largest possible error. A crystal for which a model predicts imaginary modes or another space group has it, too.
+# The largest possible error, also used where a model predicts imaginary modes or another space group for a crystal.
 LARGEST_ERROR = 2.0
 
 

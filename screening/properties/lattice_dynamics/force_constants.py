@@ -2,7 +2,7 @@
 
 phonopy (Togo et al., J. Phys.: Condens. Matter 35, 353001 (2023)) finds the displacements that are not equivalent by
 symmetry, and turns their forces into force constants. The forces are computed elsewhere, for many crystals at a
-time. Frequencies are in THz; those of imaginary modes are negative.
+time. Frequencies are in THz; imaginary modes have negative frequencies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ....pipeline.errors import ConfigError
 from ....pipeline.structures.structure import Structure
 from .supercells import PHONOPY_SYMPREC, from_phonopy, to_phonopy
 
-# Translations and permutations are imposed on the force constants in turn, this many times.
+# Translational and permutation symmetry are imposed on the force constants alternately, this many times.
 _SYMMETRIZATIONS = 3
 N_ACOUSTIC = 3
 _COULOMB = 14.399645  # Coulomb constant, eV angstrom / e^2 (CODATA 2018)
@@ -124,7 +124,7 @@ def set_force_constants(supercells: DisplacedSupercells, forces: ArrayLike, born
 
 
 def without_residual(forces: ArrayLike) -> NDArray[np.float64]:
-    """Subtract the forces of the first supercell, which has no displacement, from those of all others.
+    """Subtract the forces of the first supercell, which has no displacement, from the forces of all others.
 
     Args:
         forces: float[n_supercells, n_atoms, 3], eV/angstrom.

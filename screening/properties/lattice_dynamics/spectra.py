@@ -1,4 +1,4 @@
-"""Quantities from phonons: density of states, bands along a path, thermodynamic functions, displacements."""
+"""Quantities from phonons: density of states, bands, thermodynamic functions and thermal displacements."""
 
 from __future__ import annotations
 
