@@ -31,7 +31,7 @@ LARGEST_FORCE = 50.0  # eV/angstrom
 LOWEST_ENERGY, HIGHEST_ENERGY = -12.0, 50.0
 # Energy relative to isolated atoms (eV/atom) below which a relaxation cannot recover.
 BOTTOMLESS = -1000.0
-_BOX = 30.0  # edge of the cell of an isolated atom, angstrom; larger than twice any cutoff
+_BOX = 30.0  # smallest edge of the cell of an isolated atom, angstrom; it grows with the cutoff
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ OF_SCHEME = {
     MATPES_PBE: frozenset({GGA}),
     R2SCAN: frozenset({R2SCAN_FUNCTIONAL}),
 }
-# Lower-case names of fields: run types, which show whether a Hubbard U was used, and functionals, which need not show
-# it.
+# Lower-case names of fields: run types, which show whether a Hubbard U was used, and functionals, which do not always
+# show this.
 _RUN_TYPES = frozenset({"run_type", "calc_type"})
 STATING = _RUN_TYPES | {
     "functional",

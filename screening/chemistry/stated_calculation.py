@@ -19,7 +19,7 @@ from .functionals import (
     of_vasp,
 )
 
-# Parts of an entry, or of a task document, that describe how it was calculated, in lower case. In a list of
+# Lower-case names of the parts of an entry, or of a task document, that describe the calculation. In a list of
 # calculations the first one counts, since it was run last.
 _SECTIONS = POTCAR_SECTIONS | {
     "parameters",
@@ -34,7 +34,7 @@ _SECTIONS = POTCAR_SECTIONS | {
     "incar",
 }
 _MAX_DEPTH = 4
-# Fields of these parts that are read, in lower case.
+# Lower-case names of the fields that are read in these parts.
 _READ = STATING | {"matpes_id", "potcar_functional", "potcar_spec", "potcar_symbols", "hubbards", "is_hubbard"}
 
 
