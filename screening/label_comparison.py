@@ -128,7 +128,7 @@ def _chunks(scores: xr.Dataset, graphs: GraphStore, name: str, label: str) -> It
 
 
 def _check_rows(scores: xr.Dataset, graphs: GraphStore, rows: slice) -> None:
-    """Check that the scores and the graph store have the same rows, which a subset of a dataset does not.
+    """Check that the scores and the graph store have the same rows; a subset of a dataset lacks some.
 
     Raises:
         ConfigError: The rows differ.

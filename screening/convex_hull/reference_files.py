@@ -68,8 +68,9 @@ def read_references(
             energies of elements.
 
     Raises:
-        ConfigError: An energy scheme is unknown or incompatible, a file has no usable entry, a dataset holds unrelaxed
-            structures, or a dataset was not computed with the candidates' model although `own_energies` is set.
+        ConfigError: An energy scheme is unknown or incompatible, or a file has no usable entry; a dataset holds
+            unrelaxed structures, the candidates are relaxed, and `allow_unrelaxed` is not set; or `own_energies` is
+            set, and the references are not a dataset computed with the candidates' model.
         SourceError: A file cannot be read, or has no structures although they are needed.
         StoreError: A dataset cannot be read, or has no energies.
     """

@@ -1,9 +1,10 @@
 """Batched relaxation: many structures at once, atoms and cell together, with one potential in one process.
 
 The coordinates of a structure are relative to its current geometry: the displacements of its atoms, and a symmetric
-strain that deforms the cell with its atoms. The gradient consists of the negative forces and the virial. The strain is
-multiplied by a length, so that all coordinates are lengths with about the same stiffness: a crystal resists a strain
-with about 15 eV/atom, and the displacement of one atom with about 10 eV/angstrom^2.
+strain that deforms the cell with its atoms. The gradient consists of the negative forces and the derivative of the
+energy with respect to strain, here called the virial. The strain is multiplied by a length, so that all coordinates are
+lengths with about the same stiffness: a crystal resists a strain with about 15 eV/atom, and the displacement of one
+atom with about 10 eV/angstrom^2.
 """
 
 from __future__ import annotations
