@@ -67,7 +67,7 @@ class PreparedGraphs:
 
     Attributes:
         path: Path or URL of the graph store.
-        summary: Counts of the featurization, as one line of text; empty if the user gave a graph store.
+        summary: Counts of the featurization, as one line of text; empty if the user gave a store.
     """
 
     path: str
@@ -79,8 +79,8 @@ def prepare_graphs(
 ) -> PreparedGraphs:
     """Featurize the sources into a graph store beside the scores: the first step of `scoring.screen_files`.
 
-    An existing store is reused if it equals the one that this function would write. If the source is a graph store,
-    there is nothing to do.
+    An existing graph store beside the scores is reused if it equals the one that this function would write. If the
+    source is a graph store, or a scores dataset with its own graph store, that store is used directly.
 
     Args:
         sources: Sources, as for `screen_files`.
@@ -88,10 +88,10 @@ def prepare_graphs(
         out: Scores dataset that will be written.
         options: How the run is carried out; `limit` counts records, and `overwrite` also replaces a graph store that is
             damaged or holds other graphs.
-        append: Whether the screen will append to existing scores, for which the source must be a graph store.
+        append: Whether the screen will append to existing scores; the source must then be a store.
 
     Raises:
-        ConfigError: As for `screen_files`; or the screen appends and the source is not a graph store.
+        ConfigError: As for `screen_files`; or the screen appends and the source is not a store.
         SourceError: As for `screen_files`.
         StoreError: The source is a store that is missing, unfinished or damaged.
         ModelFileError: As for `screen_files`.
@@ -143,8 +143,7 @@ def sampled_graphs(
         limit: Number of records that would be read; None reads all.
 
     Yields:
-        The cost of featurizing all records; the graph store; the number of structures that all records are
-        expected to give.
+        The cost of featurizing all records; the graph store; and the expected number of structures in all records.
     """
     whole = estimate_featurization(named, cutoff=cutoff, limit=limit)
     with TemporaryDirectory() as scratch:
@@ -157,7 +156,7 @@ def graph_store_of(named: Sequence[str]) -> str | None:
     """Return the graph store to screen: the source itself, or the graph store of a scores dataset; None for files.
 
     Raises:
-        ConfigError: The sources are several graph stores, or a graph store among files.
+        ConfigError: The sources are several stores, or a store among files.
         StoreError: The store is missing, unfinished or damaged.
     """
     stores = [source for source in named if _is_store(source)]
@@ -175,13 +174,13 @@ def graph_store_of(named: Sequence[str]) -> str | None:
 
 
 def _graphs_of(path: str) -> str:
-    """Return a graph store itself, or the one of a scores dataset (after a relaxation, with the relaxed structures)."""
+    """Return the path of a graph store, or of the graph store that a scores dataset records."""
     attrs = dict(open_root(path, GRAPH_SCHEMA, SCORES_SCHEMA).attrs)
     return path if attrs["schema"] == GRAPH_SCHEMA else place_of_graphs(path, attrs, None)
 
 
 def _is_store(source: str) -> bool:
-    """Whether a source is a graph store, which may be missing or unfinished."""
+    """Return whether a source is a store of graphs or scores, even a missing or unfinished one."""
     if source.startswith(OPTIMADE_PREFIX):  # a server, or a file named like one
         return False
     if without_query(source.split("::", maxsplit=1)[0]).rstrip("/").endswith(".zarr"):
@@ -208,7 +207,7 @@ def differences_of(
         named: Sources, as given by the user.
         cutoff: Cutoff of the model, angstrom.
         limit: Number of records to read; None reads all.
-        verify: Also verify the checksums of the store.
+        verify: Whether to verify the store's checksums as well.
 
     Returns:
         Each difference, as text; empty if there is none.
@@ -233,7 +232,7 @@ def differences_of(
 
 
 def _inputs_now(named: Sequence[str], store: GraphStore) -> list[tuple[str, int, str]]:
-    """Name, size and version of every source; those of a server, whose answer may change, are taken from the store."""
+    """Return the name, size and version of every source; for servers, whose answers may change, as recorded."""
     live = [name for name in named if is_server(name)]
     kept = [name for name in named if name not in live]
     known = {str(name): (str(name), int(size), str(token)) for name, size, token in store.attrs.get("inputs", ())}
@@ -244,9 +243,9 @@ def _inputs_now(named: Sequence[str], store: GraphStore) -> list[tuple[str, int,
 
 
 def _recipe_of(store: GraphStore) -> dict[str, object]:
-    """The recipe of a store that was featurized with default settings except for cutoff and limit.
+    """Return the recipe of a store that was featurized with default settings except for cutoff and limit.
 
-    A recipe lists only those of ASE's labels that the data contain.
+    Of ASE's labels, a recipe lists only those that the data contain.
     """
     found = {name for names in store.label_names for name in names}
     return {
@@ -261,7 +260,7 @@ def _recipe_of(store: GraphStore) -> dict[str, object]:
 
 
 def reused_summary(store: GraphStore) -> str:
-    """Counts of an existing store that is reused, as one line of text."""
+    """Return the counts of an existing store that is reused, as one line of text."""
     counts = store.attrs["counts"]
     return (
         f"{redact_urls(str(store.path))}: the existing store is reused: read {counts['read']:,} = stored "
@@ -271,7 +270,7 @@ def reused_summary(store: GraphStore) -> str:
 
 
 def _failures_note(store: str | Path, failed: int) -> str:
-    """How to find the structures that failed; empty if none did."""
+    """Return a note on how to find the structures that failed; empty if none failed."""
     if not failed:
         return ""
     named = redact_urls(str(store))

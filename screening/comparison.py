@@ -58,14 +58,14 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
     Returns:
         Along dim structure: `structure_id`, `row_a`, `row_b`, and `NAME_difference` = b - a of each column. Along dim
         column: `count`, the number of rows where both values are finite and both statuses ok; and, over these rows,
-        `mean_difference`, `mean_absolute_difference`, `largest_difference`, Spearman's rank correlation `spearman`, and
-        `top_overlap`, the fraction of the `top` lowest rows that the two datasets have in common; among equal values,
-        those with the first ids count as the lowest.
+        `mean_difference`, `mean_absolute_difference`, `largest_difference` (absolute), Spearman's rank correlation
+        `spearman`, and `top_overlap`, the fraction of the `top` lowest rows that the two datasets have in common; among
+        equal values, those with the first ids count as the lowest.
 
     Raises:
-        StoreError: A dataset cannot be read or has changed meanwhile, or the two datasets have no structure in common.
-        ConfigError: A dataset lacks a column, the two datasets have none of the columns in `COMPARED` in common, or
-            `top` is below 1.
+        StoreError: A dataset cannot be read or changed while it was read, or the two have no structure in common.
+        ConfigError: A column is missing from a dataset or not numeric, the two datasets have none of the columns in
+            `COMPARED` in common, or `top` is below 1.
     """
     first, second = ScoresReader(a), ScoresReader(b)
     if top < 1:
@@ -93,7 +93,7 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
     for name in names:
         values = [one.rows(name, rows).astype(np.float64) for one, rows in ((first, row_a), (second, row_b))]
         attrs = {key: first.specs[name].attrs[key] for key in ("units",) if key in first.specs[name].attrs}
-        attrs["description"] = f"{name} of b minus that of a"
+        attrs["description"] = f"{name}: value in b minus value in a"
         found[f"{name}_difference"] = xr.Variable((STRUCTURE,), values[1] - values[0], attrs)
         usable = by_id[(good & np.isfinite(values[0]) & np.isfinite(values[1]))[by_id]]
         for measure, value in _agreement(values[0][usable], values[1][usable], top).items():
@@ -145,7 +145,7 @@ def _joined(a: ScoresReader, b: ScoresReader) -> tuple[NDArray[np.int64], NDArra
 
 
 def _same_composition(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
-    """bool[n], whether two formulas have the same reduced composition; false for text that is not a formula."""
+    """Return whether pairs of formulas have the same reduced composition: bool[n]; false if one is not a formula."""
     compositions = Compositions()
 
     def numbers(texts: NDArray[Any]) -> list[int]:
@@ -207,11 +207,11 @@ def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 def join_energies(
     scores: str | Path, table: str | Path, *, id_column: str | None = None, energy_column: str | None = None
 ) -> xr.Dataset:
-    """Add DFT energies to the scores that they were computed for.
+    """Add DFT energies to the scores of the structures that they were computed for.
 
     The energies must follow the energy scheme of the model (`attrs["model"]["energy_scheme"]`); raw VASP energies
-    belong to ``mp-uncorrected``. Rows that state another functional, in a column ``run_type``, ``functional`` or
-    ``xc``, are left out and counted.
+    belong to ``mp-uncorrected``. Rows that state another functional, in a column such as ``run_type`` or
+    ``functional``, or that contradict themselves, are left out and counted.
 
     Example:
         >>> from equiscreen.screening import join_energies
@@ -222,22 +222,22 @@ def join_energies(
     Args:
         scores: Folder of a selection, or a scores dataset.
         table: CSV or parquet file with one row per calculation. If it has a column ``formula`` (or ``pretty_formula``),
-            each formula must be that of the structure with the same id; without this column, ids that agree by chance
-            go unnoticed, and a note in the result states this.
-        id_column: Column of ids or file names of the selection; by default the first of `ID_COLUMNS`.
+            each formula must have the composition of the structure with the same id. Without this column, ids that
+            agree by chance go unnoticed; a note in the result states this.
+        id_column: Column of ids or file names of the selection; by default the first of `ID_COLUMNS` in the table.
         energy_column: Column of energies, in eV/atom if its name ends in ``per_atom``, otherwise in eV per cell; by
-            default the first of `PER_ATOM_COLUMNS` and `TOTAL_COLUMNS`.
+            default the first of `PER_ATOM_COLUMNS` and `TOTAL_COLUMNS` in the table.
 
     Returns:
         The scores with `dft_energy_per_atom` and `energy_error_per_atom` (model minus DFT), NaN for structures without
-        a DFT energy. attrs["dft"] holds the number of joined rows, the number of those whose composition was checked,
-        and the ids that are not among the scores.
+        a DFT energy. attrs["dft"] holds the number of joined rows, the number of joined rows whose composition was
+        checked, and the number and the first of the ids that are not among the scores.
 
     Raises:
-        SourceError: The table cannot be read, a column appears twice, an id has two energies or belongs to several
-            structures, or its formula is not that of the structure.
-        ConfigError: A column is missing, or no id is among the scores.
-        StoreError: The scores cannot be read.
+        SourceError: The table cannot be read, a column appears twice, no energy is comparable, an id has two energies
+            or belongs to several structures, or a formula differs in composition from the structure.
+        ConfigError: A column is missing, no id is among the scores, or the scores have no energies.
+        StoreError: The scores cannot be read, or changed while they were read.
     """
     folder = Path(str(scores)) / SCORES_FOLDER
     place = folder if "://" not in str(scores) and folder.exists() else scores
@@ -294,7 +294,7 @@ def _dft_columns(
         rows: Reader of the scores.
         target: int64[n], row of each calculation.
         energies: float64[n], energies, eV/atom, or eV per cell.
-        per_atom: Whether energies are per atom.
+        per_atom: Whether `energies` are per atom.
     """
     dft, error = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
     dft[target] = energies if per_atom else energies / rows.rows("n_atoms", target)
@@ -322,7 +322,7 @@ def _check_compositions(
         Number of calculations with a formula.
 
     Raises:
-        SourceError: A formula of the table differs from that of the structure.
+        SourceError: A formula of the table differs in composition from the structure.
     """
     given = [(place, text) for place, one in enumerate(ids) for text in formulas.get(one, ())]
     if not given:
@@ -335,14 +335,14 @@ def _check_compositions(
         one = int(other[0])
         count = len(np.unique(places[other]))
         raise SourceError(
-            f"{table}: {ids[places[one]]!r} is {texts[one]} in this table, but {stored[one]} in {rows.path}; these "
-            f"are not the same structures ({count:,} of {len(ids):,} ids disagree)"
+            f"{table}: {ids[places[one]]!r} is {texts[one]} in this table, but {stored[one]} in {rows.path}; correct "
+            f"the ids in the table ({count:,} of {len(ids):,} ids disagree)"
         )
     return len(np.unique(places))
 
 
 def _unchecked(count: int, joined: int, key: str) -> str:
-    """The note about rows that were joined by their ids alone; empty if there are none."""
+    """Return a note about rows that were joined by their ids alone; empty if there are none."""
     if not count:
         return ""
     which = "the" if count == joined else f"{count:,} of {joined:,}"
@@ -350,12 +350,13 @@ def _unchecked(count: int, joined: int, key: str) -> str:
 
 
 def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.int64]]:
-    """Return the column in which ids were found, and the row of each id or -1: int64[n].
+    """Return the column in which ids were found, and the row of each id, or -1 if it was not found: int64[n].
 
     Ids are looked up in structure_id, or in file_name if more of them are found there.
 
     Raises:
         SourceError: Several rows have the same id.
+        StoreError: The scores have no ids.
     """
     best: tuple[str, NDArray[np.int64]] | None = None
     for name in ("structure_id", "file_name"):
@@ -392,7 +393,8 @@ def _read_energies(
         left_out: Updated with the number of rows of other functionals, by reason.
 
     Raises:
-        SourceError: The table cannot be read, a column appears twice, or an id has two energies.
+        SourceError: The table cannot be read, a column appears twice, no energy is comparable, or an id has two
+            energies.
         ConfigError: A column is missing.
     """
     try:
@@ -439,7 +441,7 @@ def _formulas(path: Path, table: pa.Table, ids: Sequence[str]) -> dict[str, list
 
 
 def _other_functionals(path: Path, table: pa.Table, scheme: str) -> list[str]:
-    """Why each row of a table cannot be compared with energies of a scheme; empty for comparable rows.
+    """Return why each row of a table cannot be compared with energies of a scheme; empty for comparable rows.
 
     Raises:
         SourceError: A column appears twice.

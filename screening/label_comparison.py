@@ -23,7 +23,7 @@ Column = NDArray[np.float64]
 def labels_and_predictions(
     scores: xr.Dataset, name: str = ENERGY_PER_ATOM, *, store: str | Path | None = None
 ) -> tuple[Column, Column]:
-    """Return labels and predictions of the structures that have both.
+    """Return labels and predictions of the structures that have both and whose status is ok.
 
     Energies are compared without any correction: if the labels follow a different energy scheme, the error includes the
     difference between the schemes.
@@ -37,8 +37,8 @@ def labels_and_predictions(
     Args:
         scores: Scores from `open_scores`.
         name: ``energy_per_atom``, or an output with one number per structure for which the store has a label.
-        store: Path of the graph store; by default the one recorded in the scores, or a store of the same name beside
-            them if both were moved together.
+        store: Path of the graph store; by default the one recorded in the scores or, if both were moved together, the
+            store of the same name beside the scores.
 
     Returns:
         float64[n], float64[n]: labels and predictions; energies in eV/atom. Empty if the store has no such label.
@@ -46,7 +46,7 @@ def labels_and_predictions(
     Raises:
         ConfigError: The scores have no such variable, it has more than one number per structure, or the scores are a
             subset of a dataset.
-        StoreError: The store is missing, or not the one that the scores were computed from.
+        StoreError: The store is missing or damaged, or not the one that the scores were computed from.
     """
     label, prediction, _ = _rows(scores, name, store)
     return label, prediction
@@ -55,7 +55,7 @@ def labels_and_predictions(
 def calibration(
     scores: xr.Dataset, name: str = ENERGY_PER_ATOM, *, store: str | Path | None = None
 ) -> tuple[Column, Column]:
-    """Return errors and predicted standard deviations of the structures that have a label.
+    """Return errors and predicted standard deviations of the structures that have a label and whose status is ok.
 
     Example:
         >>> from equiscreen.screening import calibration, screen
@@ -74,8 +74,8 @@ def calibration(
         energies in eV/atom.
 
     Raises:
-        ConfigError: The scores have no standard deviation; see also `labels_and_predictions`.
-        StoreError: See `labels_and_predictions`.
+        ConfigError: The scores have no standard deviation; also as for `labels_and_predictions`.
+        StoreError: As for `labels_and_predictions`.
     """
     if _spread_of(name) not in scores:
         raise ConfigError(f"the scores have no {_spread_of(name)}; screen with several models or an ensemble")
@@ -128,7 +128,7 @@ def _chunks(scores: xr.Dataset, graphs: GraphStore, name: str, label: str) -> It
 
 
 def _check_rows(scores: xr.Dataset, graphs: GraphStore, rows: slice) -> None:
-    """Check that the rows of the scores are those of the store; for a subset of a dataset, they are not.
+    """Check that the scores and the graph store have the same rows; a subset of a dataset lacks some.
 
     Raises:
         ConfigError: The rows differ.

@@ -63,7 +63,7 @@ _BATCH = 512
 
 @dataclass(frozen=True, slots=True)
 class CascadeSettings:
-    """Which structures the accurate model evaluates, and which are hits.
+    """Settings of a cascade: which structures the accurate model evaluates, and which are hits.
 
     Example:
         >>> from equiscreen.screening import CascadeSettings
@@ -75,7 +75,7 @@ class CascadeSettings:
         target: Largest energy above hull, predicted by the accurate model, at which a structure is a hit, eV/atom.
         audit: Number of rejected structures that the accurate model evaluates too.
         seed: Random seed of the choice of rejected structures.
-        relax: Whether the accurate model relaxes structures or scores them without relaxation.
+        relax: Whether to relax structures with the accurate model; otherwise, it only scores them.
     """
 
     keep_below: float = 0.2
@@ -90,7 +90,7 @@ class Recall:
     """Fraction of all hits that a cascade keeps, estimated from a random sample of the rejected structures.
 
     Attributes:
-        value: Estimate; NaN without any hit.
+        value: Estimate of the fraction; NaN if there are no hits.
         low, high: Ends of the confidence interval.
         confidence: Confidence level of the interval.
         audited: Number of structures in the sample.
@@ -143,13 +143,13 @@ def cascade(
 
     Args:
         sources: Structure files, as for `equiscreen.pipeline.featurize`, which are featurized first into
-            ``OUT.candidates.graphs.zarr``; or one graph store, with at least the larger cutoff of the two models; or
-            scores, whose graph store is used.
+            ``OUT.candidates.graphs.zarr``; or one graph store, whose cutoff is at least the larger one of the two
+            models; or a scores dataset, whose graph store is used.
         fast: ONNX file of the fast model, which screens all structures.
         accurate: ONNX file of the accurate model, which evaluates the kept structures.
         out: Folder to write.
-        references: References of the convex hull, as for `convex_hull.hull.hull`; their energies must follow the scheme
-            of the accurate model and, without `fast_references`, that of the fast one.
+        references: References of the convex hull, as for `convex_hull.hull.hull`. Their energies must follow the energy
+            scheme of the accurate model and, without `fast_references`, of the fast model too.
         settings: Which structures are kept, and which are hits; None for the defaults.
         fast_references: References for the fast model, if its energies follow a different scheme.
         relaxation: Settings of the relaxation with the accurate model; None for the defaults.
@@ -176,8 +176,8 @@ def cascade(
     chosen = settings or CascadeSettings()
     if chosen.audit < 1 or chosen.keep_below < chosen.target:
         raise ConfigError(
-            "--audit must be at least 1, and --keep-below at least as large as --target; otherwise hits would be "
-            "discarded"
+            "--audit must be at least 1, and --keep-below at least as large as --target so that the cascade does not "
+            "discard hits"
         )
     models = [OnnxPotential.load(path, threads=1) for path in (fast, accurate)]
     larger = fast if models[0].cutoff > models[1].cutoff else accurate
@@ -222,7 +222,7 @@ def cascade(
 
 
 def summary(found: xr.Dataset, out: str | Path) -> str:
-    """Return two lines about a finished cascade."""
+    """Return a summary of a finished cascade, as two lines of text."""
     about = found.attrs["cascade"]
     recall = about["recall"]
     line = (
@@ -242,9 +242,9 @@ def summary(found: xr.Dataset, out: str | Path) -> str:
 def recall_of(hits: int, rejected: int, audited: int, missed: int, confidence: float = CONFIDENCE) -> Recall:
     """Estimate the fraction of all hits that are among the kept structures.
 
-    The interval is that of Clopper and Pearson (Biometrika 26, 404 (1934)) for the fraction of hits among the rejected
-    structures; it is exact for a sample drawn with replacement, and too wide for one drawn without. If all rejected
-    structures were audited, the recall is known and its interval has no width.
+    The interval is the Clopper-Pearson interval (Biometrika 26, 404 (1934)) for the fraction of hits among the rejected
+    structures. It is exact for a sample drawn with replacement, and too wide for a sample drawn without replacement. If
+    all rejected structures were audited, the recall is known exactly, and the interval has zero width.
 
     Args:
         hits: Number of hits among the kept structures.
@@ -267,7 +267,7 @@ def recall_of(hits: int, rejected: int, audited: int, missed: int, confidence: f
 
 
 def clopper_pearson(successes: int, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return the confidence interval of a probability, from the number of successes in a number of trials."""
+    """Return the Clopper-Pearson interval of a probability, from the number of successes in a number of trials."""
     from scipy.stats import beta  # noqa: PLC0415 - part of the extra that hulls need
 
     half = (1 - confidence) / 2
@@ -336,6 +336,6 @@ def _annotate(path: Path, screened: int, kept: int, rejected: int, settings: Cas
 
 
 def _versions(references: Paths | None, folder: Path) -> list[list[str]]:
-    """Name and version of the content of each file of references, as the folder of a cascade records them."""
+    """Return the name and content version of each file of references, as the folder of a cascade records them."""
     found = [content_version(path) for path in path_names(references or ())]
     return [[recorded_path(path, folder / _FOLDER.plan_file), *version] for path, *version in found]

@@ -25,10 +25,10 @@ class PartialStress:
     """Derivatives of the energy of some structures with respect to strain in their periodic directions.
 
     Attributes:
-        stress: float64[n, 3, 3], eV/angstrom^3: NaN in directions that are not periodic; NaN altogether for molecules,
-            and for slabs and chains without a volume.
-        in_plane: float64[n, 3, 3], eV/angstrom^2: for slabs, the derivative divided by the area; NaN for all others.
-        axial: float64[n], eV/angstrom: for chains, the derivative along the axis divided by the length of the cell; NaN
+        stress: float64[n, 3, 3], eV/angstrom^3; NaN in directions that are not periodic, and in all directions for
+            molecules, and for slabs and chains without a volume.
+        in_plane: float64[n, 3, 3], eV/angstrom^2; for slabs, the derivative divided by the area; NaN for all others.
+        axial: float64[n], eV/angstrom; for chains, the derivative along the axis divided by the length of the cell; NaN
             for all others.
     """
 
@@ -73,7 +73,7 @@ class PartialStress:
 def in_directions(
     tensor: NDArray[np.float64], cell: NDArray[np.float64], chosen: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Part of a symmetric tensor in the directions of some lattice vectors.
+    """Project a symmetric tensor onto the directions of some lattice vectors.
 
     Args:
         tensor: float64[3, 3], in any unit.
@@ -83,7 +83,7 @@ def in_directions(
     Returns:
         The projected tensor, float64[3, 3], and which of its components lie in these directions, bool[3, 3].
     """
-    # The orthonormal basis of the span comes from a QR decomposition of the vectors.
+    # A QR decomposition of the vectors gives an orthonormal basis of their span.
     basis = np.linalg.qr(cell[chosen].T)[0]
     projector = basis @ basis.T
     share = np.sqrt((basis**2).sum(axis=1)) > _NO_SHARE
@@ -92,7 +92,7 @@ def in_directions(
 
 
 def has_volume(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> bool:
-    """Whether the source of a structure gave a cell vector for each direction that is not periodic.
+    """Return whether the source of a structure gave a cell vector for each direction that is not periodic.
 
     Args:
         cell: float64[3, 3], lattice vectors as rows, angstrom.
@@ -105,7 +105,7 @@ def has_volume(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> bool:
 
 
 def extent(vectors: NDArray[np.float64]) -> float:
-    """Length, area or volume that one, two or three vectors span (angstrom, angstrom^2 or angstrom^3).
+    """Return the length, area or volume that one, two or three vectors span (angstrom, angstrom^2 or angstrom^3).
 
     Args:
         vectors: float64[n, 3], vectors as rows, angstrom.

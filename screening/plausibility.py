@@ -1,9 +1,10 @@
 """Bounds on distances, forces and energies beyond which a model only extrapolates.
 
-Far from its training data, a network may predict anything: for overlapping atoms, energies of -21,000 eV/atom, which
-would top every ranking and span every hull. Real crystals are well within these bounds: over 7,140 crystals of the
-Materials Project (mp_20_val.csv.gz), the shortest distance is 0.65 times the sum of the covalent radii; with 7net-0,
-energies are between 8.4 eV/atom below and 0.01 above those of isolated atoms, and no force is above 2.2 eV/angstrom.
+Far from its training data, a network may predict anything. For overlapping atoms, it may predict -21,000 eV/atom, an
+energy that would top every ranking and distort every hull. Real crystals are well within these bounds: among 7,140
+crystals of the Materials Project (mp_20_val.csv.gz), the shortest distance is 0.65 times the sum of the covalent radii.
+With 7net-0, their energies are between 8.4 eV/atom below and 0.01 eV/atom above the energy of isolated atoms, and no
+force is above 2.2 eV/angstrom.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from ..pipeline.graphs.neighbor_list import MIN_DISTANCE
 from ..pipeline.graphs.potential import Evaluation, Potential
 from ..pipeline.structures.structure import Structure
 
-# Shortest plausible distance of two atoms: relative to the shortest in the training data if the model records it,
-# otherwise relative to the sum of the covalent radii (Cordero et al., Dalton Trans. 2832 (2008)).
+# Shortest plausible distance of two atoms, relative to the shortest distance in the training data if the model records
+# it, otherwise to the sum of the covalent radii (Cordero et al., Dalton Trans. 2832 (2008)).
 SHORTEST_OF_TRAINING, SHORTEST_OF_RADII = 0.9, 0.55
 LARGEST_FORCE = 50.0  # eV/angstrom
 # Bounds of the energy relative to isolated atoms, eV/atom. The most strongly bound solids (W, C, TaC) are at -9.
 LOWEST_ENERGY, HIGHEST_ENERGY = -12.0, 50.0
 # Energy relative to isolated atoms (eV/atom) below which a relaxation cannot recover.
 BOTTOMLESS = -1000.0
-_BOX = 30.0  # edge of the cell of an isolated atom, angstrom; larger than twice any cutoff
+_BOX = 30.0  # smallest edge of the cell of an isolated atom, angstrom; it grows with the cutoff
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Plausibility:
     Attributes:
         minimum_distances: Shortest distance of each pair of elements in the training data, by atomic numbers in
             ascending order, angstrom; empty if unknown.
-        isolated_energies: The model's energy of an isolated atom, by atomic number, eV; empty for a model without
-            energy.
+        isolated_energies: The model's energy of an isolated atom, by atomic number, eV; empty for a model that
+            predicts no energy.
     """
 
     minimum_distances: Mapping[tuple[int, int], float]
@@ -49,7 +50,7 @@ class Plausibility:
 
     @classmethod
     def of(cls, potential: Potential) -> Self:
-        """Compute the bounds of a potential, which evaluates an isolated atom of each of its elements."""
+        """Compute the bounds of a potential; this evaluates an isolated atom of each of its elements."""
         known: Mapping[tuple[int, int], float] = getattr(potential, "minimum_distances", None) or {}
         if not any(spec.name == "energy" for spec in potential.outputs):
             return cls(known, {})
@@ -68,7 +69,7 @@ class Plausibility:
         return np.asarray(bounds, dtype=np.float64)
 
     def doubts(self, block: GraphBlock, found: Evaluation | None = None) -> list[str]:
-        """What makes each structure implausible, as text; empty for plausible structures.
+        """Return what makes each structure implausible, as text; empty for plausible structures.
 
         Args:
             block: The structures.
@@ -88,7 +89,7 @@ class Plausibility:
         return out
 
     def relative_energies(self, block: GraphBlock, energy: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Energies relative to isolated atoms: float64[n_structures], eV/atom; NaN if those are unknown.
+        """Return energies relative to isolated atoms: float64[n_structures], eV/atom; NaN for unknown isolated atoms.
 
         Args:
             block: The structures.
@@ -118,13 +119,16 @@ class Plausibility:
 
 
 def atomic_volume(atomic_number: NDArray[np.integer]) -> float:
-    """Total volume of spheres with the covalent radii of some atoms (int[n_atoms], atomic numbers), angstrom^3.
+    """Return the total volume of spheres with the covalent radii of some atoms, angstrom^3.
 
-    The crystals of the Materials Project have 0.7 to 36 times this volume, and half of them less than 1.5 times.
+    The crystals of the Materials Project have 0.7 to 36 times this volume; half of them have less than 1.5 times.
+
+    Args:
+        atomic_number: int[n_atoms], atomic numbers.
     """
     return float(4.0 / 3.0 * np.pi * (covalent_radii[atomic_number] ** 3).sum())
 
 
 def _largest_forces(block: GraphBlock, forces: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Largest norm of the force on an atom of each structure: float64[n_structures], eV/angstrom."""
+    """Return the largest norm of the force on an atom of each structure: float64[n_structures], eV/angstrom."""
     return np.asarray(np.maximum.reduceat(np.linalg.norm(forces, axis=1), block.atom_start))

@@ -12,7 +12,7 @@ from ase.data import chemical_symbols
 from ...pipeline.errors import ConfigError
 from .composition import parsed
 
-# `metals`: all elements are metals, so no ions are needed; SMACT calls such formulas valid. `unknown`: SMACT has no
+# `metals`: all elements are metals, so no ions are needed; SMACT calls these formulas valid. `unknown`: SMACT has no
 # data for an element, or there are too many elements to try all oxidation states.
 BALANCE = ("no", "yes", "metals", "unknown")
 NO, YES, METALS, UNKNOWN = range(len(BALANCE))
@@ -20,10 +20,10 @@ MAX_ELEMENTS = 7
 
 
 def balance(formula: str, *, electronegativity: bool) -> int:
-    """Whether known oxidation states can make a formula neutral.
+    """Check whether known oxidation states can make a formula neutral.
 
     The rules are SMACT's (Davies et al., Chem 1, 617 (2016); J. Open Source Softw. 4, 1361 (2019)), with its oxidation
-    states from the ICSD. Each element has a single oxidation state, so mixed valence, as in Fe3O4, is not recognised.
+    states from the ICSD. Each element gets a single oxidation state, so mixed valence, as in Fe3O4, is not recognised.
 
     Args:
         formula: Chemical formula with whole numbers of atoms.
@@ -33,7 +33,7 @@ def balance(formula: str, *, electronegativity: bool) -> int:
         Index of the result in `BALANCE`.
 
     Raises:
-        ConfigError: The package smact is not installed.
+        ConfigError: The text is not a chemical formula, or the package smact is not installed.
     """
     return _balance(tuple(sorted(parsed(formula).items())), electronegativity)
 
@@ -61,7 +61,7 @@ def _balance(amounts: tuple[tuple[int, int], ...], electronegativity: bool) -> i
 
 @lru_cache(maxsize=1)
 def load_smact() -> Any:
-    """Import SMACT's rules.
+    """Import and return SMACT's rules.
 
     Raises:
         ConfigError: The package smact is not installed.

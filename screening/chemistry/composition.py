@@ -1,4 +1,4 @@
-"""Numbered compositions, and chemical formulas."""
+"""Numbered compositions and chemical formulas."""
 
 from __future__ import annotations
 
@@ -66,24 +66,24 @@ class Compositions:
         return number
 
     def system(self, number: int) -> System:
-        """Chemical system of a composition."""
+        """Return the chemical system of a composition."""
         return self._items[number][0]
 
     def counts(self, number: int) -> tuple[int, ...]:
-        """Number of atoms of each element of a composition."""
+        """Return the number of atoms of each element of a composition."""
         return self._items[number][1]
 
     def symbols(self, number: int) -> tuple[str, ...]:
-        """Symbols of the elements of a composition."""
+        """Return the symbols of the elements of a composition."""
         return tuple(chemical_symbols[element] for element in self.system(number))
 
     def fractions(self, numbers: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
-        """float64[n, elements], atomic fractions of compositions of one chemical system."""
+        """Return the atomic fractions of compositions of one chemical system: float64[n, elements]."""
         counts = np.array([self._items[number][1] for number in np.asarray(numbers).tolist()], dtype=np.float64)
         return np.asarray(counts / counts.sum(axis=1, keepdims=True))
 
     def formula(self, number: int) -> str:
-        """Reduced formula of a composition, metals first."""
+        """Return the reduced formula of a composition, metals first."""
         return formula_text(*self._items[number])
 
     def by_system(self, numbers: Iterable[int]) -> dict[System, NDArray[np.int64]]:
@@ -97,7 +97,7 @@ class Compositions:
 
 
 def element_of_species(text: str) -> str | None:
-    """Symbol of the element of a species such as ``Na`` or ``Na1+``; None for anything else."""
+    """Return the symbol of the element of a species such as ``Na`` or ``Na1+``; None for anything else."""
     found = _SPECIES.fullmatch(text.strip())
     return found[1] if found and found[1] in atomic_numbers and found[1] != "X" else None
 
@@ -125,7 +125,7 @@ def parsed(text: str) -> dict[int, int]:
 
 
 def _term_of(text: str) -> re.Pattern[str] | None:
-    """Pattern of the terms of a formula without brackets; None for other strings."""
+    """Return the pattern of the terms of a formula without brackets; None for other texts."""
     if _PLAIN.fullmatch(text):
         return _TERM
     words = text.split()
@@ -136,7 +136,7 @@ def _term_of(text: str) -> re.Pattern[str] | None:
 
 @lru_cache(maxsize=1 << 16)
 def formula_text(elements: System, counts: tuple[int, ...]) -> str:
-    """Chemical formula, metals first.
+    """Return the chemical formula, metals first.
 
     Args:
         elements: Atomic numbers, in any order.
@@ -149,13 +149,13 @@ def formula_text(elements: System, counts: tuple[int, ...]) -> str:
 
 @lru_cache(maxsize=1)
 def _metals_first() -> dict[int, int]:
-    """Position of each atomic number in ASE's order, metals then non-metals; ASE itself takes 20 us per formula."""
+    """Return each atomic number's position in ASE's order, metals first; ASE itself takes 20 us per formula."""
     everything = Formula.from_dict(dict.fromkeys(chemical_symbols[1:], 1))
     return {atomic_numbers[symbol]: place for place, symbol in enumerate(Formula(f"{everything:metal}"))}
 
 
 def formulas(block: GraphBlock) -> NDArray[np.str_]:
-    """str[n], reduced formulas of the structures of a block, metals first."""
+    """Return the reduced formulas of the structures of a block, metals first: str[n]."""
     # One number per element of a structure, so that sorting is by structure, then by element.
     found, counts = np.unique(block.atom_structure * _NUMBERS + block.atomic_number, return_counts=True)
     owner, numbers = np.divmod(found, _NUMBERS)

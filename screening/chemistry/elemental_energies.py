@@ -33,7 +33,7 @@ class ElementalEnergy:
 
     Attributes:
         energy: Total energy, eV/atom.
-        name: Id of the phase in the database that it comes from.
+        name: Id of the reference phase in its database.
     """
 
     energy: float
@@ -41,7 +41,7 @@ class ElementalEnergy:
 
 
 def elemental_energies(scheme: str) -> Mapping[str, ElementalEnergy]:
-    """Reference energies of an energy scheme, by symbol; empty for a scheme without any, such as ``own``.
+    """Return the reference energies of an energy scheme, by symbol; empty for a scheme without any, such as ``own``.
 
     Example:
         >>> elemental_energies("mp-uncorrected")["Cu"]

@@ -17,17 +17,17 @@ F_ELECTRONS = frozenset({*range(57, 72), *range(89, 104)})
 
 @lru_cache(maxsize=1 << 16)
 def elements_of(formula: str) -> frozenset[int]:
-    """Atomic numbers of the elements of a formula."""
+    """Return the atomic numbers of the elements of a formula."""
     return frozenset(parsed(formula))
 
 
 def chemical_system(formula: str) -> str:
-    """Symbols of the elements of a formula in alphabetical order: ``Al-Ni-O``."""
+    """Return the symbols of the elements of a formula in alphabetical order, such as ``Al-Ni-O``."""
     return "-".join(sorted(chemical_symbols[number] for number in elements_of(formula)))
 
 
 def parse_elements(given: Sequence[str]) -> frozenset[int]:
-    """Atomic numbers of chemical symbols; a text may list several: ["Li,Na", "O"].
+    """Return the atomic numbers of chemical symbols; a text may list several: ``["Li,Na", "O"]``.
 
     Raises:
         ConfigError: A text is not the symbol of an element.
@@ -40,10 +40,10 @@ def parse_elements(given: Sequence[str]) -> frozenset[int]:
 
 
 def has_magnetic_element(formula: str) -> bool:
-    """Whether a formula has an element in `MAGNETIC`."""
+    """Return whether a formula has an element in `MAGNETIC`."""
     return bool(elements_of(formula) & MAGNETIC)
 
 
 def has_f_electrons(formula: str) -> bool:
-    """Whether a formula has a lanthanide or an actinide."""
+    """Return whether a formula has a lanthanide or an actinide."""
     return bool(elements_of(formula) & F_ELECTRONS)

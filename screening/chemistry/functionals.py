@@ -1,4 +1,4 @@
-"""Functionals of DFT calculations, as VASP, pymatgen and the databases write them."""
+"""Functionals of DFT calculations, as VASP, pymatgen and databases write them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ OF_SCHEME = {
     MATPES_PBE: frozenset({GGA}),
     R2SCAN: frozenset({R2SCAN_FUNCTIONAL}),
 }
-# Lower-case names of fields: run types, which show whether a Hubbard U was used, and functionals, which need not show
-# it.
+# Lower-case names of fields: run types, which show whether a Hubbard U was used, and functionals, which do not always
+# show this.
 _RUN_TYPES = frozenset({"run_type", "calc_type"})
 STATING = _RUN_TYPES | {
     "functional",
@@ -35,7 +35,7 @@ STATING = _RUN_TYPES | {
     "thermo_type",
     "func",
 }
-# Lower-case names of the sections of a calculation in which a functional is that of the POTCARs.
+# Lower-case names of the sections of a calculation in which a functional is the one that the POTCARs were made for.
 POTCAR_SECTIONS = frozenset({"potcar", "pseudo_potential"})
 # First words of a calc_type that states no functional ("GGA Static" and "Static" both occur).
 _TASKS = frozenset(
@@ -77,7 +77,7 @@ class StatementError(ValueError):
     """Statements about one calculation contradict each other, or one of them is malformed.
 
     Args:
-        reason: A short reason that many calculations share and under which they are counted.
+        reason: A short reason that many calculations share; they are counted by reason.
         detail: What is wrong with this calculation.
     """
 
@@ -105,7 +105,7 @@ class Functional:
 
 
 def stating_field(column: str) -> str | None:
-    """The field of a calculation that a column of a table holds, such as ``run_type`` for ``parameters.run_type``.
+    """Return the field of a calculation that a table's column holds, such as ``run_type`` for ``parameters.run_type``.
 
     Returns:
         One of `STATING`; None for all other columns.
@@ -116,7 +116,7 @@ def stating_field(column: str) -> str | None:
 
 @lru_cache(maxsize=4096)
 def named(field: str, text: str) -> Functional | None:
-    """The functional that a field or column states; None if it states none.
+    """Return the functional that a field or column states; None if it states none.
 
     Args:
         field: Name of the field or column: one of `STATING`, in upper or lower case.
@@ -139,10 +139,12 @@ def named(field: str, text: str) -> Functional | None:
 
 
 def of_vasp(tags: Mapping[str, object]) -> Functional | None:
-    """The functional stated in VASP's input; None if none is stated, in which case VASP uses that of the POTCARs.
+    """Return the functional stated in VASP's input; None if none is stated.
+
+    In that case, VASP uses the functional that the POTCARs were made for.
 
     Args:
-        tags: Content of an INCAR, or of anything that may hold some of its tags.
+        tags: Content of an INCAR, or any mapping that may hold some of its tags.
     """
     if _TAGS.isdisjoint(tags):
         return None
@@ -160,21 +162,21 @@ def of_vasp(tags: Mapping[str, object]) -> Functional | None:
 
 @lru_cache(maxsize=4096)
 def of_potcar(title: str) -> str:
-    """The functional that a POTCAR was made for, by its title or the name of its set; empty if it states none.
+    """Return the functional that a POTCAR was made for, from its title or the name of its set; empty if not stated.
 
     Args:
-        title: Such as ``PAW_PBE Fe_pv 06Sep2000``, ``PBE Fe_pv``, ``PAW Fe 03Mar1998`` or ``PBE_54``.
+        title: Title or set, such as ``PAW_PBE Fe_pv 06Sep2000``, ``PBE Fe_pv``, ``PAW Fe 03Mar1998`` or ``PBE_54``.
     """
     words = title.split()
     first = _SET_OF_POTCARS.sub("", words[0]) if words else ""
-    if len(words) > 1 and first.upper() in ("PAW", "US", "NC"):  # VASP leaves out the functional of LDA
+    if len(words) > 1 and first.upper() in ("PAW", "US", "NC"):  # titles of LDA POTCARs do not state the functional
         return "LDA"
     found = _BY_KEY.get(_key(first), "")
-    return found if found in (GGA, "LDA", "PW91") else ""  # some symbols of elements also name functionals
+    return found if found in (GGA, "LDA", "PW91") else ""  # some element symbols are also names of functionals
 
 
 def agreed(statements: Iterable[Functional]) -> Functional | None:
-    """The functional of a calculation, from everything stated about it; None if nothing is stated.
+    """Return the functional of a calculation, from everything stated about it; None if nothing is stated.
 
     Raises:
         StatementError: Two statements contradict each other.
@@ -192,7 +194,7 @@ def agreed(statements: Iterable[Functional]) -> Functional | None:
 
 
 def of_row(row: Mapping[str, object]) -> Functional | None:
-    """The functional that a row of a table states; None if it states none.
+    """Return the functional that a row of a table states; None if it states none.
 
     Args:
         row: Content of the columns that state a functional, by name; a list holds several statements.
@@ -210,12 +212,12 @@ def of_row(row: Mapping[str, object]) -> Functional | None:
 
 
 def _key(text: str) -> str:
-    """Letters and digits of a name, in upper case: spellings of one name differ only in case and other characters."""
+    """Return the letters and digits of a name in upper case, which all spellings of the name share."""
     return re.sub(r"[^A-Z0-9]", "", text.upper())
 
 
 def _name(text: str) -> str:
-    """Name of a functional in this module, if it has one; all spellings of a functional give the same name."""
+    """Return this module's name of a functional; for an unknown functional, its letters and digits in upper case."""
     key = _key(text)
     return _BY_KEY.get(key, (key or text.strip())[:_SHOWN])
 
@@ -229,7 +231,7 @@ def _switched_on(value: object) -> bool:
 
 
 def _any_u(values: object) -> bool:
-    """Whether any U is non-zero; true if there are no values."""
+    """Return whether any U is non-zero; true if `values` is not a collection, such as None."""
     items = values.values() if isinstance(values, Mapping) else values
     if isinstance(items, str):
         items = items.split()

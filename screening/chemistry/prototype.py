@@ -24,9 +24,9 @@ class PrototypeLabels:
     normalizer of the group allows, the alphabetically first is used, so that a shift of the origin changes nothing.
     Coordinates do not matter: two types with the same Wyckoff positions but different free parameters share one key.
 
-    In the three crystal systems whose axes are not fixed by symmetry, the normalizer depends on the lattice, and so may
-    the key. In the others, the action of the normalizer on the letters is cached, since moyopy takes milliseconds to
-    find it.
+    In the triclinic, monoclinic and orthorhombic systems, the normalizer depends on the lattice parameters, and so may
+    the key. In the other systems, the action of the normalizer on the letters is cached, since moyopy takes
+    milliseconds to find it.
 
     Args:
         symprec: Largest distance of a site from its symmetric position (angstrom).
@@ -37,7 +37,7 @@ class PrototypeLabels:
         self._choices: dict[tuple[int, str], tuple[dict[str, str], ...]] = {}
 
     def label(self, structure: Structure) -> str:
-        """Prototype label of a structure.
+        """Return the prototype label of a structure.
 
         Returns:
             The label; "none" for a structure that is not periodic in three directions, or if no symmetry is found.
@@ -59,7 +59,7 @@ class PrototypeLabels:
         return "_".join([amounts, str(found.pearson_symbol), str(found.number), *(text for _, text in best)])
 
     def _origins(self, found: Any) -> tuple[dict[str, str], ...]:
-        """Letter of each Wyckoff position after each allowed change of origin."""
+        """Return the letter of each Wyckoff position after each allowed change of origin."""
         key = found.hall_number, "".join(sorted(set(found.wyckoffs)))
         if key in self._choices:
             return self._choices[key]
@@ -72,12 +72,12 @@ class PrototypeLabels:
 
 
 def _positions(number: int, orbits: Counter[tuple[int, str]], choice: dict[str, str]) -> str:
-    """Wyckoff positions of one element, ``a2c`` for one orbit on a and two on c."""
+    """Return the Wyckoff positions of one element, such as ``a2c`` for one orbit on a and two on c."""
     amounts = sorted((choice[letter], amount) for (element, letter), amount in orbits.items() if element == number)
     return "".join(f"{amount if amount > 1 else ''}{letter}" for letter, amount in amounts)
 
 
 def _name(place: int) -> str:
-    """Letter that stands for an element in the amounts: A, B, ..., Z, AA, BB, ..."""
+    """Return the letter that stands for an element in the amounts: A, B, ..., Z, AA, BB, ..."""
     cycle, letter = divmod(place, len(ascii_uppercase))
     return ascii_uppercase[letter] * (cycle + 1)

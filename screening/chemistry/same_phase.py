@@ -1,4 +1,4 @@
-"""Whether two structures are the same phase, by structure alone: names and energies play no part."""
+"""Check whether two structures are the same phase, by structure alone; names and energies are ignored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PhaseMatcher:
     treats mirror images, whose energies are equal, as one phase.
 
     Args:
-        needed_by: The option that needs the comparison, for the message if pymatgen is not installed.
+        needed_by: The option that needs the comparison, named in the error if pymatgen is not installed.
         extra: The extra of equiscreen that installs pymatgen.
 
     Raises:
@@ -34,7 +34,7 @@ class PhaseMatcher:
         self._matcher = StructureMatcher()
 
     def same(self, a: Structure, b: Structure) -> bool:
-        """Whether two structures are the same phase; those not periodic in three directions must be identical."""
+        """Return whether two structures are the same phase; slabs, chains and molecules must be identical."""
         if same_crystal(a, b):
             return True
         if not (a.pbc.all() and b.pbc.all()):
@@ -45,7 +45,7 @@ class PhaseMatcher:
 
 
 def to_pymatgen(structure: Structure) -> Any:
-    """A structure that is periodic in three directions as a `pymatgen.core.Structure`."""
+    """Return a structure that is periodic in three directions as a `pymatgen.core.Structure`."""
     from pymatgen.core import Lattice  # noqa: PLC0415 - slow to import
     from pymatgen.core import Structure as Crystal  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""What a record of a calculation, such as a pymatgen entry, states about its functional and pseudopotentials."""
+"""Statements about functionals and pseudopotentials in records of calculations, such as pymatgen entries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .functionals import (
     of_vasp,
 )
 
-# Parts of an entry, or of a task document, that describe how it was calculated, in lower case. In a list of
+# Lower-case names of the parts of an entry, or of a task document, that describe the calculation. In a list of
 # calculations the first one counts, since it was run last.
 _SECTIONS = POTCAR_SECTIONS | {
     "parameters",
@@ -34,23 +34,23 @@ _SECTIONS = POTCAR_SECTIONS | {
     "incar",
 }
 _MAX_DEPTH = 4
-# Fields of these parts that are read, in lower case.
+# Lower-case names of the fields that are read in these parts.
 _READ = STATING | {"matpes_id", "potcar_functional", "potcar_spec", "potcar_symbols", "hubbards", "is_hubbard"}
 
 
 @dataclass
 class StatedCalculation:
-    """What a record states, anywhere in it, about its calculation.
+    """Statements about a calculation, wherever they are in its record.
 
     Example:
         >>> str(StatedCalculation.of({"parameters": {"run_type": "GGA+U"}}).functional())
         'GGA+U'
 
     Attributes:
-        statements: Functionals that it states, by the place of each statement.
-        titles: Titles of its POTCARs.
-        potcar_sets: Functionals that its POTCARs were made for.
-        is_matpes: Whether the record is one of MatPES.
+        statements: Functionals that the record states, by the place of each statement.
+        titles: Titles of the POTCARs.
+        potcar_sets: Functionals that the POTCARs were made for.
+        is_matpes: Whether the record comes from MatPES.
     """
 
     statements: dict[str, Functional] = field(default_factory=dict)
@@ -71,7 +71,9 @@ class StatedCalculation:
         return found
 
     def functional(self) -> Functional | None:
-        """The functional that the statements agree on; None if there is none.
+        """Return the functional that the statements agree on; None if none is known.
+
+        If no statement names one, it is the functional of the POTCARs, unless they are PBE POTCARs.
 
         Raises:
             StatementError: The statements contradict each other.
@@ -83,7 +85,7 @@ class StatedCalculation:
             raise StatementError(error.reason, given) from error
         if found is not None and (found.name or found.dispersion):
             return found
-        # VASP's default is the functional of the POTCARs, but PBE POTCARs are used with other functionals too.
+        # VASP uses the functional of the POTCARs by default, but PBE POTCARs are used with other functionals too.
         other = self.potcar_sets - {GGA}
         return Functional(min(other)) if other else None
 
@@ -131,16 +133,16 @@ class StatedCalculation:
                 self.statements |= known
         by_tags = of_vasp(section)
         if by_tags is not None:
-            self.statements[f"{place or 'entry'} (tags of VASP)"] = by_tags
+            self.statements[f"{place or 'entry'} (VASP tags)"] = by_tags
 
 
 def _any_u(value: object) -> bool:
-    """Whether a field says that a Hubbard U was used."""
+    """Return whether a field says that a Hubbard U was used."""
     return any(map(bool, value.values())) if isinstance(value, Mapping) else value is True
 
 
 def _sections(record: object, place: str, depth: int) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """A record and its parts that may describe the calculation, with their places."""
+    """Yield a record and its parts that may describe the calculation, each with its place."""
     if not isinstance(record, Mapping):
         return
     yield place, record
@@ -151,10 +153,10 @@ def _sections(record: object, place: str, depth: int) -> Iterator[tuple[str, Map
 
 
 def _texts(place: str, value: object) -> list[str]:
-    """Text of a statement; some databases write lists, and pymatgen writes members of enumerations as dictionaries.
+    """Return the texts of a statement: some databases write lists, and pymatgen writes enumerations as dictionaries.
 
     Raises:
-        StatementError: The value is not text.
+        StatementError: The value is neither text nor a list of texts; or a run type or calc_type is a list.
     """
     if isinstance(value, Mapping):
         value = value.get("value", value)
@@ -168,10 +170,10 @@ def _texts(place: str, value: object) -> list[str]:
 
 
 def _list_of_texts(place: str, value: object) -> list[str]:
-    """Strings of a list, without those that are missing.
+    """Return the strings of a list, without missing and empty ones.
 
     Raises:
-        StatementError: The value is not a list of strings.
+        StatementError: The value is neither a list of strings nor None.
     """
     items = [] if value is None else value
     if not isinstance(items, list) or not all(item is None or isinstance(item, str) for item in items):
@@ -180,7 +182,7 @@ def _list_of_texts(place: str, value: object) -> list[str]:
 
 
 def _titles(place: str, value: object) -> list[str]:
-    """Titles of POTCARs: a list of strings, or of dictionaries that hold one as ``titel``.
+    """Return the titles of POTCARs, from a list of strings or of dictionaries with the key ``titel``.
 
     Raises:
         StatementError: The value is malformed.

@@ -1,4 +1,4 @@
-"""Task documents of atomate and emmet, whose results are under ``output``, read as entries."""
+"""Conversion of task documents of atomate and emmet, whose results are under ``output``, to entries."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-# The total energy and the energy per atom of a calculation agree if they differ by less than this (eV/atom).
+# The total energy and the energy per atom of a calculation may differ by up to this (eV/atom).
 _SAME_ENERGY = 1e-4
 
 
 def is_task_document(record: object) -> TypeGuard[Mapping[str, Any]]:
-    """Whether a record has its energy under ``output``, and not at its top level as an entry has."""
+    """Return whether a record has its energy under ``output``, not at the top level as in an entry."""
     if not isinstance(record, Mapping) or "energy" in record:
         return False
     output = record.get("output")
@@ -20,10 +20,10 @@ def is_task_document(record: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 def entry_of_task(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of a task document: its id, total energy, composition, Hubbard U and structure.
+    """Return a task document with the fields of an entry: id, composition, total energy, Hubbard U and structure.
 
-    The composition is taken from the structure in the output or, without one, from the composition of the cell that the
-    document states; if there is neither, the entry has no composition.
+    The composition is taken from the structure or, without one, from the composition that the document states; if there
+    is neither, the entry has no composition.
 
     Raises:
         ValueError: The total energy and the energy per atom contradict each other for this composition.
@@ -48,7 +48,7 @@ def entry_of_task(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _atoms(structure: object) -> dict[str, float]:
-    """Number of atoms of each species of a pymatgen structure; empty for anything else."""
+    """Return the number of atoms of each species of a pymatgen structure; empty for anything else."""
     found: Counter[str] = Counter()
     sites = structure.get("sites") if isinstance(structure, Mapping) else None
     for site in sites if isinstance(sites, list) else []:
@@ -61,7 +61,7 @@ def _atoms(structure: object) -> dict[str, float]:
 
 
 def _parameters(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Hubbard U of a task, from its input or from the input of the calculation that was run last."""
+    """Return the Hubbard U of a task, from its input or the input of the calculation that was run last."""
     last = document.get("calcs_reversed")
     calculation = last[0] if isinstance(last, list) and last else None
     for one in (document, calculation):

@@ -1,5 +1,5 @@
 """Energy above the convex hull of competing phases.
 
-To read competing phases from another file format, extend `references`; for other energy corrections, write a module
-like `mp2020`.
+To read competing phases from another file format, extend `reference_files`; for other energy corrections, write a
+module like `mp2020`.
 """

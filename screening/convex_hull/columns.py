@@ -1,4 +1,4 @@
-"""Columns of a hull: the arrays that it adds to the scores."""
+"""Columns of a hull: the arrays that a hull adds to the scores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OTHER_COLUMNS = ("correction_per_atom", "decomposition", "model_decomposition",
 
 
 def suffix(*, relaxed: bool) -> str:
-    """Suffix of the names of energy columns, which shows whether the structures were relaxed."""
+    """Return the suffix of the names of energy columns, which shows whether the structures were relaxed."""
     return "" if relaxed else UNRELAXED
 
 
@@ -55,7 +55,7 @@ class HullOptions:
 
 
 def hull_arrays(options: HullOptions, *, relaxed: bool, members: bool) -> tuple[ArraySpec, ...]:
-    """Arrays that a hull adds to the scores.
+    """Return the arrays that a hull adds to the scores.
 
     Args:
         options: Options of the hull.
@@ -106,7 +106,7 @@ def hull_arrays(options: HullOptions, *, relaxed: bool, members: bool) -> tuple[
 
 
 def kept_arrays(scores: Mapping[str, ArraySpec]) -> tuple[ArraySpec, ...]:
-    """Arrays of the scores that the hull keeps; columns of an earlier hull are recomputed."""
+    """Return the arrays of the scores that the hull keeps: all but the columns of an earlier hull."""
     energies = (*_ENERGY_COLUMNS, _STD, *_PROBABILITIES, *_MODEL_COLUMNS)
     replaced = {*energies, *(f"{name}{UNRELAXED}" for name in energies), *_OTHER_COLUMNS}
     return tuple(spec for name, spec in scores.items() if name not in replaced)

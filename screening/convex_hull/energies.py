@@ -1,4 +1,4 @@
-"""Energies of a scores dataset in the form that a hull needs: by composition, with the corrections of their scheme."""
+"""Energies of a scores dataset as a hull needs them: by composition, with the corrections of their energy scheme."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ANION_KINDS = len(OXIDE_TYPES) * len(SULFIDE_TYPES)
 
 
 def basis(scheme: str) -> str:
-    """The scheme in which energies are compared: uncorrected Materials Project energies are corrected first."""
+    """Return the scheme in which energies are compared; uncorrected Materials Project energies are corrected first."""
     return CORRECTED if scheme == UNCORRECTED else scheme
 
 
@@ -42,9 +42,9 @@ class EnergyRows:
     Attributes:
         start: First row in the dataset.
         stop: End of the rows in the dataset, exclusive.
-        composition: int64[n], numbers of the compositions.
+        composition: int64[n], numbers of the compositions (see `Compositions`).
         energy: float64[n], corrected energies (eV/atom); NaN where the energy cannot be used.
-        correction: float64[n], corrections included in the energies (eV/atom).
+        correction: float64[n], corrections included in the energies (eV/atom); NaN where the energy cannot be used.
         competes: bool[n], whether the energy may be part of a hull.
     """
 
@@ -66,7 +66,7 @@ class ScoredEnergies(ScoresReader):
         labels: Energy scheme of these labels.
 
     Attributes:
-        scheme: Energy scheme of the model.
+        scheme: Energy scheme of the model or, for labels, of the labels.
         model: Hash of the model's weights; empty if the dataset does not record one.
         relaxed: Whether the structures were relaxed; true for labels, which are assumed to come from relaxed
             structures.
@@ -81,7 +81,7 @@ class ScoredEnergies(ScoresReader):
         self._labelled, self._scheme_of_labels = labelled, labels
         if labelled is not None:
             self._schema = GRAPH_SCHEMA
-            vars(self)["graphs"] = labelled  # which the property would open again
+            vars(self)["graphs"] = labelled  # so that the property does not open it again
         super().__init__(path, store)
         if "energy" not in self.specs:
             raise StoreError(f"{path} has no energies; use the scores of a model that predicts energies")
@@ -117,18 +117,18 @@ class ScoredEnergies(ScoresReader):
             corrections: MP2020 corrections; they are added to energies of scheme ``mp-uncorrected`` only.
 
         Raises:
-            StoreError: The dataset is damaged, or the graph store is not the one that it refers to.
+            StoreError: The dataset is damaged, or its graph store was replaced by another one.
         """
         needed = corrections if self.scheme == UNCORRECTED else None
         for start, stop in self.chunks():
             yield self._read(start, stop, compositions, needed)
 
     def ids(self, rows: EnergyRows) -> NDArray[np.object_]:
-        """object[n], ids of structures."""
+        """Return the ids of some rows: object[n]."""
         return np.array(self.column("structure_id", rows.start, rows.stop).tolist(), dtype=object)
 
     def not_competing(self) -> dict[str, int]:
-        """Number of rows, by status, that are compared with a hull but are not part of one."""
+        """Return the number of rows, by status, that are compared with a hull but are not part of one."""
         meanings = self.meanings("status")
         counts = sum(np.bincount(self.column("status", *span), minlength=256) for span in self.chunks())
         words = sorted(USABLE_STATUSES - RELIABLE_STATUSES)
@@ -136,7 +136,7 @@ class ScoredEnergies(ScoresReader):
         return {word: count for word, count in found.items() if count}
 
     def member_energies(self, rows: EnergyRows) -> NDArray[np.float64] | None:
-        """float64[n, members], corrected energies of each ensemble member (eV/atom); None without an ensemble."""
+        """Return corrected energies by ensemble member: float64[n, members], eV/atom; None without an ensemble."""
         if not self.n_members:
             return None
         n_atoms = self.column("n_atoms", rows.start, rows.stop)[:, None]
@@ -170,7 +170,7 @@ class ScoredEnergies(ScoresReader):
         compositions: Compositions,
         corrections: MP2020 | None,
     ) -> NDArray[np.bool_]:
-        """bool[n], whether labels may be corrected: false if they state a run type without corrections."""
+        """Return whether rows can be corrected: bool[n]; false for labels with a run type that MP2020 rejects."""
         column = next((name for name in _RUN_TYPES if name in self.specs), None)
         if corrections is None or column is None or not self.labelled:
             return np.ones(len(numbers), dtype=bool)
@@ -185,7 +185,7 @@ class ScoredEnergies(ScoresReader):
         n_atoms: NDArray[np.int32],
         compositions: Compositions,
     ) -> NDArray[np.int64]:
-        """int64[n], code of the oxide and sulfide type of each structure; only oxides and sulfides are examined."""
+        """Return a code of the oxide and sulfide type of each row: int64[n]; 0 for all but compounds of O or S."""
         kinds = np.zeros(len(numbers), dtype=np.int64)
         distinct, inverse = np.unique(numbers, return_inverse=True)
         needed = np.array([_needs_structure(compositions.symbols(number)) for number in distinct.tolist()], dtype=bool)
@@ -197,7 +197,7 @@ class ScoredEnergies(ScoresReader):
         return kinds
 
     def _block(self, start: int, rows: NDArray[np.int64], n_atoms: NDArray[np.int32]) -> GraphBlock:
-        """Graphs of rows that are close together, counted from `start`."""
+        """Return the graphs of some rows, which are counted from `start` and close together."""
         try:
             graphs = self.graphs
         except StoreError as error:
@@ -213,7 +213,7 @@ def _needs_structure(symbols: tuple[str, ...]) -> bool:
 
 
 def _anion_codes(block: GraphBlock) -> NDArray[np.int64]:
-    """int64[n], indices of the oxide and sulfide type of each structure, combined into one number."""
+    """Return the indices of each structure's oxide and sulfide type, combined into one number: int64[n]."""
     oxides, sulfides = anion_types(block)
     codes = [
         OXIDE_TYPES.index(oxide) * len(SULFIDE_TYPES) + SULFIDE_TYPES.index(sulfide)
@@ -225,7 +225,7 @@ def _anion_codes(block: GraphBlock) -> NDArray[np.int64]:
 def _corrections(
     numbers: NDArray[np.int64], kinds: NDArray[np.int64], compositions: Compositions, corrections: MP2020
 ) -> NDArray[np.float64]:
-    """float64[n], corrections by composition and code of the anion types (eV/atom)."""
+    """Return corrections by composition and code of the anion types: float64[n], eV/atom."""
     codes, inverse = np.unique(numbers * _ANION_KINDS + kinds, return_inverse=True)
     values = []
     for code in codes.tolist():
@@ -236,7 +236,7 @@ def _corrections(
 
 
 def check_same_basis(candidates: str, other: str, where: str) -> None:
-    """Reject references whose energies cannot be compared with those of the candidates.
+    """Check that the energies of references can be compared with the energies of the candidates.
 
     Args:
         candidates: Energy scheme of the candidates.

@@ -30,20 +30,21 @@ from .references import References
 PART_ROWS = 32_768
 # Maximum number of reference phases that a dataset records for diagrams.
 _PHASES = 2_000
-# Rounding errors (eV/atom) of an energy above hull that cannot be negative, and of one that is zero.
+# Rounding errors (eV/atom) of an energy above the joint hull, which cannot be negative, and of an energy above hull
+# that is zero.
 _ROUNDING, _ZERO = 1e-9, 1e-12
 
 
 @dataclass(frozen=True)
 class CandidateEnergies:
-    """Energies of all candidates, in files.
+    """Energies of all candidates, in memory-mapped files.
 
     Attributes:
         scores: The dataset of the candidates.
         compositions: Compositions of candidates and references.
         composition: int64[n], numbers of the compositions.
         energy: float64[n], corrected energies (eV/atom); NaN where the energy cannot be used.
-        correction: float64[n], corrections included in the energies (eV/atom).
+        correction: float64[n], corrections included in the energies (eV/atom); NaN where the energy cannot be used.
         competes: bool[n], whether the energy may be part of a hull.
     """
 
@@ -55,7 +56,7 @@ class CandidateEnergies:
     competes: NDArray[np.bool_]
 
     def chunks(self) -> Iterator[EnergyRows]:
-        """Yield the rows of each part."""
+        """Yield the rows of each part of the output."""
         for start in range(0, len(self.energy), PART_ROWS):
             stop = min(start + PART_ROWS, len(self.energy))
             rows = slice(start, stop)
@@ -69,14 +70,14 @@ class CandidateEnergies:
             )
 
     def counts(self) -> NDArray[np.int64]:
-        """int64[n compositions], number of rows of each composition."""
+        """Return the number of rows of each composition: int64[n compositions]."""
         counts = np.zeros(len(self.compositions), dtype=np.int64)
         for rows in self.chunks():
             counts += np.bincount(rows.composition, minlength=len(counts))
         return counts
 
     def lowest(self) -> NDArray[np.float64]:
-        """float64[n compositions], lowest energy that competes (eV/atom); NaN where there is none."""
+        """Return the lowest competing energy of each composition: float64[n compositions], eV/atom; NaN if none."""
         lowest = np.full(len(self.compositions), np.nan)
         for rows in self.chunks():
             np.fmin.at(lowest, rows.composition, _competing_energy(rows))
@@ -88,8 +89,8 @@ class ConvexHull:
     """The convex hull at the compositions of the candidates.
 
     Attributes:
-        references: Phases that span the hull; elements and the candidates of the lowest energies if no references were
-            given.
+        references: Phases that span the hull; if no references were given, the elements and the candidates with the
+            lowest energies.
         starts: int64[n compositions + 1], first reference of each composition.
         own: Rows whose own phase is a reference that is left out, with the indices of the other references of their
             composition, lowest energy first.
@@ -111,7 +112,7 @@ class ConvexHull:
     phases: Mapping[str, list[Any]]
 
     def name(self, composition: int) -> str:
-        """Id of the lowest reference of a composition; empty if there is none."""
+        """Return the id of the lowest reference of a composition; empty if there is none."""
         start = int(self.starts[composition])
         return self.references.names[start] if start < int(self.starts[composition + 1]) else ""
 
@@ -222,15 +223,18 @@ def find_hull(
 def _phases(
     references: References, starts: NDArray[np.int64], compositions: Compositions, counts: NDArray[np.int64]
 ) -> dict[str, list[Any]]:
-    """The lowest reference of each composition in the binary and ternary systems of the candidates.
+    """Return the lowest reference of each composition in the binary and ternary systems of the candidates.
 
-    Systems with the most candidates come first, up to some 2,000 phases.
+    Systems with the most candidates come first. No further system is added once there are 2,000 phases.
 
     Args:
         references: The references.
         starts: int64[n compositions + 1], first reference of each composition.
         compositions: All compositions.
         counts: int64[n compositions], number of candidates of each composition.
+
+    Returns:
+        Formulas, formation energies (eV/atom) and ids, as in `ConvexHull.phases`.
     """
     lowest = lowest_of(references, len(compositions))
     hulls = Hulls(compositions, lowest)
@@ -272,6 +276,9 @@ def write_distances(
         options: Options of the hull.
         staging: Folders of the run.
         bar: Progress.
+
+    Returns:
+        Manifests of all parts, in order.
     """
     scores, done = candidates.scores, staging.manifests()
     end = suffix(relaxed=scores.relaxed)
@@ -294,19 +301,19 @@ def write_distances(
 
 
 def _below(above_hull: PartArray, rows: EnergyRows) -> int:
-    """Number of rows below a hull, without the absurdly low energies, which are below any hull."""
+    """Return the number of rows below a hull, without rows whose energy cannot be part of a hull."""
     return int((np.asarray(above_hull)[rows.competes] < 0).sum())
 
 
 def _competing_energy(rows: EnergyRows) -> NDArray[np.float64]:
-    """float64[n], energies that may be part of a hull (eV/atom); NaN elsewhere."""
+    """Return the energies that may be part of a hull: float64[n], eV/atom; NaN elsewhere."""
     return np.where(rows.competes, rows.energy, np.nan)
 
 
 def _with_lowest_candidates(
     elements: References, candidates: CandidateEnergies, lowest: NDArray[np.float64]
 ) -> References:
-    """References of elements, and the candidates as references of all other compositions.
+    """Return the references of elements, with candidates as references of all other compositions.
 
     Each composition is represented by its lowest energy, and by the lowest energy of each ensemble member. If several
     candidates have the lowest energy, the name is the id that sorts first.
@@ -332,7 +339,7 @@ def _with_lowest_candidates(
 
 
 def _rows_by_element(compositions: Compositions, counts: NDArray[np.int64]) -> dict[str, int]:
-    """Number of rows that contain each element, by symbol, largest number first."""
+    """Return the number of rows that contain each element, by symbol, largest number first."""
     found: Counter[str] = Counter()
     for number in np.flatnonzero(counts).tolist():
         for symbol in compositions.symbols(number):
@@ -341,7 +348,7 @@ def _rows_by_element(compositions: Compositions, counts: NDArray[np.int64]) -> d
 
 
 def _elements_of(references: References, compositions: Compositions) -> set[str]:
-    """Symbols of the elements that have a reference."""
+    """Return the symbols of the elements that have a reference."""
     numbers = set(references.composition.tolist())
     return {compositions.symbols(number)[0] for number in numbers if len(compositions.system(number)) == 1}
 
@@ -349,7 +356,7 @@ def _elements_of(references: References, compositions: Compositions) -> set[str]
 def _hull_columns(
     scores: ScoredEnergies, rows: EnergyRows, compositions: Compositions, hull: ConvexHull, options: HullOptions
 ) -> dict[str, PartArray]:
-    """The columns that the hull adds to some rows."""
+    """Return the columns that the hull adds to some rows."""
     composition, energy, levels = rows.composition, rows.energy, hull.levels
     row_hulls = _row_hulls(rows, hull)
     above, joint = _distance(energy, row_hulls.energy), energy - levels.joint[composition]
@@ -379,7 +386,7 @@ def _hull_columns(
 def _model_hull_columns(
     rows: EnergyRows, compositions: Compositions, hull: ConvexHull, end: str
 ) -> dict[str, PartArray]:
-    """The columns that the hull of model energies adds to some rows; names of energies end in `end`."""
+    """Return the columns that the hull of model energies adds to some rows; names of energies end in `end`."""
     row_hulls = _row_hulls(rows, hull)
     status = np.where(np.isnan(row_hulls.energy), MISSING_REFERENCE, OK)
     return {
@@ -389,13 +396,13 @@ def _model_hull_columns(
 
 
 def _distance(energy: NDArray[np.float64], hull: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64[n], energies above a hull (eV/atom), without rounding errors around zero."""
+    """Return energies above a hull, without rounding errors around zero: float64[n], eV/atom."""
     above = energy - hull
     return np.where(np.abs(above) < _ZERO, 0.0, above)
 
 
 def _row_hulls(rows: EnergyRows, hull: ConvexHull) -> _RowHulls:
-    """The hull with which each row is compared."""
+    """Return the hull with which each row is compared."""
     others = {row - rows.start: hull.own[row] for row in range(rows.start, rows.stop) if row in hull.own}
     own = np.zeros(rows.stop - rows.start, dtype=bool)
     own[list(others)] = True
@@ -410,7 +417,7 @@ def _row_hulls(rows: EnergyRows, hull: ConvexHull) -> _RowHulls:
 def _member_distances(
     members: NDArray[np.float64], composition: NDArray[np.int64], row_hulls: _RowHulls, hull: ConvexHull
 ) -> NDArray[np.float64]:
-    """float64[n, members], energy of each member above its own hull, or above the hull shared by all (eV/atom)."""
+    """Return each member's energy above its own hull, or above one hull for all: float64[n, members], eV/atom."""
     levels, energies = hull.levels, hull.references.members
     if levels.members is None or levels.members_alone is None or energies is None:
         return members - row_hulls.energy[:, None]
@@ -424,7 +431,7 @@ def _member_distances(
 def _probabilities(
     above: NDArray[np.float64], std: NDArray[np.float64], options: HullOptions
 ) -> dict[str, NDArray[np.float64]]:
-    """Probabilities that each row is below the hull and that it is near the hull, for normally distributed errors.
+    """Return the probabilities that rows are below the hull, or near it, for normally distributed errors.
 
     Args:
         above: float64[n], energies above hull (eV/atom).
@@ -447,7 +454,7 @@ def _decompositions(
     compositions: Compositions,
     hull: ConvexHull,
 ) -> list[str]:
-    """Decomposition products of each row, as text."""
+    """Return the decomposition products of each row as text; empty if a reference is missing."""
     known: dict[tuple[int, bool], str] = {}
     out = []
     for row, (number, own) in enumerate(zip(composition.tolist(), row_hulls.own.tolist(), strict=True)):
@@ -463,7 +470,7 @@ def _decompositions(
 
 
 def _decomposition(number: int, compositions: Compositions, hull: ConvexHull, *, alone: bool) -> str:
-    """Decomposition products at a composition, as text."""
+    """Return the decomposition products at a composition, as text."""
     levels = hull.levels
     products = (levels.products_alone.of(number) if alone else []) or levels.products.of(number)
     products.sort(key=lambda product: (-round(product[1], 9), compositions.formula(product[0])))

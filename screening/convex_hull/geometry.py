@@ -3,10 +3,10 @@
 All energies are per atom. Within a system, they are relative to the elements, whose energies are zero. The hull is the
 largest convex function that lies nowhere above the entries. Its facets are computed once per system. At a given
 composition, the hull is the maximum of the affine functions that the facets define, so that one matrix product serves
-all compositions. The facet that attains the maximum also gives the decomposition products, and with them a proof: no
-entry lies below its plane, and the composition lies between its corners. Where that proof fails (because facets are
-nearly degenerate), and in systems with so many elements that the hull has too many facets, a linear program is solved
-for each composition.
+all compositions. The facet that attains the maximum gives the decomposition products, and proves the result: no entry
+lies below its plane, and the composition lies between its corners. Where this proof fails (because facets are nearly
+degenerate), and in systems with so many elements that the hull has too many facets, a linear program is solved for each
+composition.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from ..chemistry.composition import Compositions, System
 _FORMATION_TOLERANCE = 1e-11
 # Facets with a smaller determinant count as having no volume (also pymatgen's tolerance).
 _FLAT = 1e-14
-# Tolerances: how far an entry may lie below a facet (eV/atom), and how far a composition may lie outside it (atomic
-# fraction).
+# Tolerances: how far an entry may lie below a facet (relative to 1 eV/atom plus the largest chemical potential), and
+# how far a composition may lie outside the facet (atomic fraction).
 _BELOW, _OUTSIDE = 1e-11, 1e-10
 # The number of facets of n points in d elements grows as n^(d/2); beyond these limits, linear programs are solved.
 _MAX_ELEMENTS = 6
 _MAX_POINTS = {5: 1_000, 6: 150}
-# Up to this many simplices, all are tried, which is cheaper than running qhull.
+# Up to this many simplices, all are tried, which takes less time than running qhull.
 _FEW_SIMPLICES = 40
 # Largest number of values in a temporary array of compositions by facets, or of facets by entries.
 _TABLE = 1 << 22
@@ -47,7 +47,7 @@ class HullPoints:
 
     Attributes:
         energy: float64[n], energy of the hull (eV/atom); NaN where the system has no hull.
-        products: int64[n, elements], compositions at the corners of the facet.
+        products: int64[n, elements], compositions at the corners of the facet; may be -1 where the amount is 0.
         amounts: float64[n, elements], fraction of the atoms in each product; 0 for corners that take no part.
     """
 
@@ -79,7 +79,7 @@ class Hulls:
     """The hulls of all chemical systems of one set of entries.
 
     Args:
-        compositions: All compositions, n.
+        compositions: All n compositions.
         energy: float64[n], lowest energy of an entry of each composition (eV/atom); NaN where there is none.
     """
 
@@ -94,15 +94,15 @@ class Hulls:
         return system in self._own
 
     def missing(self, system: System) -> list[int]:
-        """Atomic numbers of the elements of a system that have no entry."""
+        """Return the atomic numbers of the elements of a system that have no entry."""
         return [element for element in system if element not in self._elements]
 
     def elemental(self, system: System, fractions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """float64[n], energy of mixtures of the elements (eV/atom); NaN where an element has no entry."""
+        """Return energies of mixtures of the elements: float64[n], eV/atom; NaN where an element has no entry."""
         return np.asarray(fractions @ np.array([self._elements.get(element, np.nan) for element in system]))
 
     def subsystems(self, system: System) -> Iterator[System]:
-        """Chemical systems with entries among the subsets of a system, including the system itself."""
+        """Yield the chemical systems with entries among the subsets of a system, including the system itself."""
         if 1 << len(system) > len(self._own):
             members = set(system)
             yield from (other for other in self._own if members.issuperset(other))
@@ -111,11 +111,11 @@ class Hulls:
             yield from (other for other in combinations(system, size) if other in self._own)
 
     def touched(self, system: System, changed: AbstractSet[System]) -> bool:
-        """Whether any of the changed systems can take part in the hull of a system."""
+        """Return whether any of the changed systems can take part in the hull of a system."""
         return any(other in changed for other in self.subsystems(system))
 
     def at(self, system: System, numbers: NDArray[np.int64]) -> HullPoints:
-        """The hull at compositions of a system.
+        """Return the hull at compositions of a system.
 
         Args:
             system: Elements of all these compositions.
@@ -137,7 +137,7 @@ class Hulls:
         return self._points(system, entries, facets, fractions)
 
     def without(self, system: System, number: int) -> HullPoints:
-        """The hull at a composition, spanned by the entries of all other compositions.
+        """Return the hull at a composition, spanned by the entries of all other compositions.
 
         Args:
             system: Elements of the composition, at least two.
@@ -156,12 +156,12 @@ class Hulls:
     def _points(
         self, system: System, entries: _Entries, facets: _Facets | None, fractions: NDArray[np.float64]
     ) -> HullPoints:
-        """The hull at compositions; its energies are absolute, not relative to the elements."""
+        """Return the hull at compositions; its energies are absolute, not relative to the elements."""
         found = _solved(entries, fractions) if facets is None else _largest(entries, facets, fractions)
         return HullPoints(found.energy + self.elemental(system, fractions), found.products, found.amounts)
 
     def _entries(self, system: System) -> _Entries:
-        """Entries that may be corners of a system's hull: elements, stable entries of subsystems, its own entries."""
+        """Return the possible corners of a system's hull: elements, stable entries of subsystems, own entries."""
         size = len(system)
         numbers = [np.array([self._element_numbers[element] for element in system], dtype=np.int64)]
         fractions, energy = [np.eye(size)], [np.zeros(size)]
@@ -178,7 +178,7 @@ class Hulls:
         return _Entries(np.concatenate(numbers), np.concatenate(fractions), np.concatenate(energy))
 
     def _own_entries(self, system: System) -> _Entries:
-        """Entries with all elements of a system and a negative formation energy."""
+        """Return the entries with all elements of a system and a negative formation energy."""
         numbers = self._own[system]
         fractions = self._compositions.fractions(numbers)
         energy = self.energy[numbers] - self.elemental(system, fractions)
@@ -186,7 +186,7 @@ class Hulls:
         return _Entries(numbers[low], fractions[low], energy[low])
 
     def _stable_of(self, system: System) -> _Entries:
-        """Entries on a system's hull with all of its elements; no others can be on the hull of a larger system."""
+        """Return a system's stable entries with all of its elements; only these can be on hulls of larger systems."""
         if system not in self._stable:
             entries = self._entries(system)
             facets = _facets(entries)
@@ -221,7 +221,7 @@ class _Facets:
 
 
 def _facets(entries: _Entries) -> _Facets | None:
-    """Facets of the lower hull of entries; None if there are too many, or if qhull fails."""
+    """Return the facets of the lower hull of entries; None if there are too many, or if qhull fails."""
     size = entries.fractions.shape[1]
     if comb(len(entries.numbers), size) <= _FEW_SIMPLICES:
         corners = _all_simplices(len(entries.numbers), size)
@@ -254,12 +254,12 @@ def _facets(entries: _Entries) -> _Facets | None:
 
 @lru_cache(maxsize=256)
 def _all_simplices(count: int, size: int) -> NDArray[np.int64]:
-    """int64[simplices, size], all choices of `size` out of `count` entries."""
+    """Return all choices of `size` out of `count` entries: int64[simplices, size]."""
     return np.array(list(combinations(range(count), size)), dtype=np.int64)
 
 
 def _chain(entries: _Entries) -> NDArray[np.int64]:
-    """int64[facets, 2], corners of the lower hull of a binary system, by Andrew's monotone chain."""
+    """Return the edges of a binary system's lower hull, by Andrew's monotone chain: int64[facets, 2]."""
     x, y = entries.fractions[:, 1].tolist(), entries.energy.tolist()
     chain: list[int] = []
     for point in np.lexsort((entries.energy, entries.fractions[:, 1])).tolist():
@@ -273,7 +273,7 @@ def _chain(entries: _Entries) -> NDArray[np.int64]:
 
 
 def _lower_simplices(entries: _Entries) -> NDArray[np.int64] | None:
-    """int64[facets, elements], corners of the facets that face down; None if qhull fails."""
+    """Return the corners of the facets that face down: int64[facets, elements]; None if qhull fails."""
     spatial = _scipy("spatial")
     # Scale energies to the range of the fractions.
     scaled = entries.energy / max(1e-300, -float(entries.energy.min()))
@@ -285,7 +285,7 @@ def _lower_simplices(entries: _Entries) -> NDArray[np.int64] | None:
 
 
 def _largest(entries: _Entries, facets: _Facets, fractions: NDArray[np.float64]) -> HullPoints:
-    """The hull at compositions, as the maximum over the facets; energies are relative to the elements."""
+    """Return the hull at compositions, as the maximum over the facets; energies are relative to the elements."""
     step = max(1, _TABLE // len(facets.potentials))
     best = np.concatenate(
         [
@@ -305,7 +305,7 @@ def _largest(entries: _Entries, facets: _Facets, fractions: NDArray[np.float64])
 
 
 def _solved(entries: _Entries, fractions: NDArray[np.float64]) -> HullPoints:
-    """The hull at compositions, by a linear program for each: the mixture of entries with the lowest energy."""
+    """Return the hull at compositions; a linear program finds each mixture of entries with the lowest energy."""
     optimize = _scipy("optimize")
     count, size = fractions.shape
     found = _no_hull(count, size)
@@ -334,7 +334,7 @@ def _solved(entries: _Entries, fractions: NDArray[np.float64]) -> HullPoints:
 
 
 def _no_hull(count: int, size: int) -> HullPoints:
-    """Hull points for a system without a hull: all energies are NaN."""
+    """Return hull points for a system without a hull: all energies are NaN."""
     return HullPoints(np.full(count, np.nan), np.full((count, size), -1, dtype=np.int64), np.zeros((count, size)))
 
 

@@ -60,23 +60,23 @@ def hull(
     end in ``_unrelaxed``.
 
     All references span the hull of the references, as in pymatgen's `get_e_above_hull`: a structure with the same
-    energy as the stable reference of its composition has an energy above hull of 0, and that of a known phase is wrong
-    by the model's error, which can have either sign. With `exclude_self`, a reference that is the structure itself is
-    left out for that structure, so that a stable known phase gets the (negative) energy above the hull of all other
-    phases. Phases are recognised by structure alone, never by name. Elements are always measured against their own
-    references.
+    energy as the stable reference of its composition has an energy above hull of 0, and the energy above hull of a
+    known phase is wrong by the model's error, which can have either sign. With `exclude_self`, a reference that is the
+    structure itself is left out for that structure, so that a stable known phase gets the (negative) energy above the
+    hull of all other phases. Phases are recognised by structure alone, never by name. Elements are always measured
+    against their own references.
 
-    With `model_references`, the energy above a second hull is added, that of reference structures (elements included)
-    relaxed with the model of the candidates, with all energies computed by the model. There, errors that the model
-    makes for all similar crystals cancel.
+    With `model_references`, the result also has the energy above a second hull. It is built from reference structures
+    (elements included) that were relaxed with the model of the candidates; all its energies are computed by this model.
+    Errors that the model makes for all similar crystals then cancel.
 
     With the energies of several models (`energy_members`), or a known `error` of the model, the result also has the
     probabilities that the structure is below the hull and that it is at most `within` above it.
 
     Energies of the scheme ``mp-uncorrected`` get the MP2020 corrections, candidates and references alike. References
-    are left out, and counted by reason, if they state a different functional or energy scheme from that of the
-    candidates (by run type, functional, VASP tags or POTCARs), contradict themselves, or have no usable energy or
-    composition. Elements without a reference get the tabulated energies of the candidates' scheme
+    are left out, and counted by reason, if the functional or energy scheme that they state (by run type, functional,
+    VASP tags or POTCARs) differs from the candidates', if they contradict themselves, or if they have no usable energy
+    or composition. Elements without a reference get the tabulated energies of the candidates' scheme
     (`chemistry.elemental_energies`), so formation energies need no references.
 
     Example:
@@ -90,7 +90,7 @@ def hull(
             energies as labels, such as the results of DFT calculations.
         references: Files of pymatgen entries (.json, .json.gz), scores datasets, or tables (CSV, parquet) with the
             columns ``formula`` and ``energy_per_atom`` or ``formation_energy_per_atom``. Without references the
-            candidates compete with each other and with the elements; their hull is too high where phases are missing,
+            candidates compete with each other and with the elements; this hull is too high where phases are missing,
             so that energies above hull are lower bounds.
         out: Dataset to write; ``S.hull.zarr`` for ``S.zarr`` by default.
         scheme: Energy scheme of table rows and entries that do not state one, and of the energies of a graph store.
@@ -111,8 +111,8 @@ def hull(
 
     Raises:
         ConfigError: An argument is out of range, `exclude_self` is set without references, the candidates are a graph
-            store and `scheme` is not given, references follow a different energy scheme or cannot be used, or an extra
-            is not installed.
+            store from a relaxation or one without a `scheme`, references follow a different energy scheme or cannot be
+            used, or an extra is not installed.
         SourceError: A file of references cannot be read, or has no structures although `exclude_self` needs them.
         StoreError: The scores, their graph store or a dataset of references cannot be read, or have no energies.
         OutputExistsError: The output exists, or another run is writing it.
@@ -203,7 +203,7 @@ def _candidates(scores: str | Path, store: str | Path | None, scheme: str | None
     """Open the energies of the candidates.
 
     Raises:
-        ConfigError: The candidates are a graph store, and `scheme` does not give the energy scheme of its labels.
+        ConfigError: The candidates are a graph store from a relaxation, or one whose energy scheme is not given.
         StoreError: The scores or their graph store cannot be read, or have no energies.
     """
     graphs = graph_store_at(scores)
@@ -222,13 +222,13 @@ def _candidates(scores: str | Path, store: str | Path | None, scheme: str | None
 
 
 def _graphs_of_references(path: str) -> InputStore:
-    """The graph store of a dataset of references, whose structures are read."""
+    """Return the graph store of a dataset of references, whose structures are read."""
     rows = ScoresReader(path)
     return InputStore(place_of_graphs(path, rows.attrs, None), str(rows.attrs["graph_store"]["store_hash"]))
 
 
 def summary(found: xr.Dataset, path: str | Path) -> str:
-    """Summarise a finished hull in one line."""
+    """Return a summary of a finished hull, as one line of text."""
     attrs = found.attrs["hull"]
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in attrs["status_counts"].items() if count)
     missing = attrs["missing_references"]
@@ -245,7 +245,7 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
 
 
 def _compared(dataset_attrs: Mapping[str, Any]) -> str:
-    """Note on the phases with which the structures were compared."""
+    """Return a note on the phases with which the structures were compared."""
     attrs = dataset_attrs["hull"]
     phases = f"{attrs['reference_entries']:,} references"
     if attrs["lower_bound"]:
@@ -263,7 +263,7 @@ def _compared(dataset_attrs: Mapping[str, Any]) -> str:
 
 
 def _elements(attrs: Mapping[str, Any]) -> str:
-    """Note on the elements whose reference energies come from equiscreen's tables."""
+    """Return a note on the elements whose reference energies come from equiscreen's tables."""
     added = attrs["elemental_references"]
     symbols = added.get("elements", ())
     more = f" and {len(symbols) - _NAMED:,} more" if len(symbols) > _NAMED else ""
@@ -271,7 +271,7 @@ def _elements(attrs: Mapping[str, Any]) -> str:
 
 
 def _model_hull(attrs: Mapping[str, Any]) -> str:
-    """Note on how many structures are below the hull of energies computed by the model."""
+    """Return a note on how many structures are below the hull of energies computed by the model."""
     account = attrs.get("model_references")
     if not account:
         return ""
@@ -281,13 +281,13 @@ def _model_hull(attrs: Mapping[str, Any]) -> str:
 
 
 def _not_competing(attrs: Mapping[str, Any]) -> str:
-    """Note on structures whose energy is not part of any hull, by status."""
+    """Return a note on structures whose energy is not part of any hull, by status."""
     counts = [f"{count:,} {name.replace('_', ' ')}" for name, count in attrs.get("not_competing", {}).items()]
     return f"; not part of any hull: {', '.join(counts)}" if counts else ""
 
 
 def _left_out(attrs: Mapping[str, Any]) -> str:
-    """Note on references that were left out, by reason."""
+    """Return a note on references that were left out, by reason."""
     counts: Counter[str] = Counter()
     for entry in attrs["references"]:
         counts.update(entry.get("left_out_by_reason", {}))
@@ -298,18 +298,18 @@ def _left_out(attrs: Mapping[str, Any]) -> str:
 
 
 def _without_compounds(attrs: Mapping[str, Any]) -> str:
-    """Warn about structures whose only competitors are the elements."""
+    """Return a warning about structures whose only competitors are the elements; empty if there are none."""
     count = attrs["without_compounds"]
     if not count or attrs["lower_bound"]:
         return ""
     return (
-        f"; warning: for {count:,} structures, no reference contains two of their elements, so their energy above hull "
-        "is a formation energy"
+        f"; warning: for {count:,} structures, no reference is a compound of their elements, so their energy above "
+        "hull is a formation energy"
     )
 
 
 def _specs(candidates: ScoredEnergies, options: HullOptions) -> tuple[ArraySpec, ...]:
-    """All arrays of the output."""
+    """Return all arrays of the output."""
     added = hull_arrays(options, relaxed=candidates.relaxed, members=candidates.n_members > 0)
     return (*kept_arrays(candidates.specs), *added)
 
@@ -325,7 +325,7 @@ def _attrs(
     *,
     begin: float,
 ) -> Mapping[str, Any]:
-    """Attributes of the dataset: the attributes of the scores and the provenance of the hull."""
+    """Return the attributes of the dataset: the attributes of the scores and the provenance of the hull."""
     counts = [sum(manifest.notes["status"][place] for manifest in manifests) for place in range(len(HULL_STATUSES))]
     seconds = time.monotonic() - begin
     kept = {name: value for name, value in candidates.attrs_for(out).items() if name not in ("complete", "store_hash")}
@@ -366,5 +366,5 @@ def _attrs(
 
 
 def _account(hull: ConvexHull, out: str) -> list[Mapping[str, Any]]:
-    """Summary of each file of references, for the attributes of the dataset `out`."""
+    """Return a summary of each file of references, for the attributes of the dataset `out`."""
     return [{**entry, "path": recorded_path(entry["path"], out)} for entry in hull.references.account]

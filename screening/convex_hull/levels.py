@@ -46,7 +46,7 @@ class Products:
             self._amounts = [np.concatenate(self._amounts)]
 
     def of(self, composition: int) -> list[tuple[int, float]]:
-        """Products of a composition and the fraction of its atoms in each."""
+        """Return the products of a composition and the fraction of its atoms in each."""
         place = int(self.place[composition])
         if place < 0:
             return []
@@ -84,7 +84,7 @@ class Levels:
 
 
 def lowest_of(references: References, n_compositions: int) -> NDArray[np.float64]:
-    """float64[n_compositions], lowest energy of a reference of each composition (eV/atom); NaN where there is none."""
+    """Return the lowest energy of a reference by composition: float64[n_compositions], eV/atom; else NaN."""
     lowest = np.full(n_compositions, np.nan)
     np.fmin.at(lowest, references.composition, references.energy)
     return lowest
@@ -101,7 +101,7 @@ def levels_of(
     """Compute the hulls at the compositions of candidates.
 
     Args:
-        compositions: All compositions, n.
+        compositions: All n compositions.
         asked: int64[m], numbers of the compositions of candidates.
         references: Phases that span the hull.
         candidates: float64[n], lowest energy of a candidate of each composition (eV/atom); NaN where there is none.
@@ -145,7 +145,7 @@ def levels_of(
 
 
 def _corners(numbers: NDArray[np.int64], points: HullPoints, wanted: NDArray[np.bool_]) -> list[int]:
-    """The wanted compositions that are corners of the hull; the entries of the others do not affect it."""
+    """Return the wanted compositions that are corners of the hull; entries of other compositions do not affect it."""
     own = ((points.products == numbers[:, None]) & (points.amounts > 0)).any(axis=1)
     corners: list[int] = numbers[own & wanted[numbers]].tolist()
     return corners
@@ -158,7 +158,7 @@ def _join(
     groups: dict[tuple[int, ...], NDArray[np.int64]],
     candidates: NDArray[np.float64],
 ) -> None:
-    """Find the joint hull; it differs from that of the references only where candidates are below it."""
+    """Find the joint hull; it differs from the hull of the references only where candidates lie below that hull."""
     lower = np.isfinite(candidates) & ~(candidates >= found.hull - _LOWER)
     changed = frozenset(compositions.system(number) for number in np.flatnonzero(lower).tolist())
     together = Hulls(compositions, np.fmin(hulls.energy, np.where(lower, candidates, np.nan)))
@@ -176,7 +176,7 @@ def _add_members(
     references: References,
     needs_alone: NDArray[np.bool_],
 ) -> None:
-    """Find the hull of each ensemble member, spanned by its own energies of the references."""
+    """Find the hull of each ensemble member, from the energies that this member predicts for the references."""
     if references.members is None:
         return
     shape = (len(compositions), references.members.shape[1])

@@ -1,8 +1,8 @@
-"""MP2020 corrections, which make PBE and PBE+U energies of the Materials Project comparable, by composition.
+"""MP2020 corrections by composition, which make PBE and PBE+U energies of the Materials Project comparable.
 
-Wang et al., Scientific Reports 11, 15496 (2021). The numbers, and the oxidation states that the rules need, are those
-that pymatgen ships; the tests compare with its `MaterialsProject2020Compatibility`. That class takes a millisecond per
-entry, most of it to guess oxidation states anew; this module looks them up in tables.
+Wang et al., Scientific Reports 11, 15496 (2021). pymatgen provides the numbers and the oxidation states that the rules
+need; the tests compare with its `MaterialsProject2020Compatibility`. That class takes a millisecond per entry, mostly
+to guess oxidation states again each time; this module looks them up in tables.
 """
 
 from __future__ import annotations
@@ -41,10 +41,15 @@ _OZONIDES = frozenset(["LiO3", "NaO3", "KO3", "NaO5"])
 
 
 class MP2020:
-    """The corrections by composition and anion types; each is computed once.
+    """Corrections by composition and anion types; each is computed once.
 
     Elements of equal electronegativity are ordered by their symbols, as in pymatgen's sorted structures, so that the
     correction of a crystal does not depend on the order of its sites.
+
+    Attributes:
+        version: Version of pymatgen.
+        potcars: Symbol of the Materials Project's POTCAR for each element.
+        per_atom: Function that returns the correction of a composition, eV/atom; see `_per_atom` for its arguments.
 
     Raises:
         ConfigError: pymatgen is not installed.
@@ -78,12 +83,12 @@ class MP2020:
         self._sums = lru_cache(maxsize=None)(self._sums_of_element)
 
     def hubbards(self, symbols: Sequence[str]) -> dict[str, float]:
-        """Hubbard U (eV) by element in the scheme's calculations of these elements; zeros are omitted."""
+        """Return the Hubbard U (eV) by element in MP2020 calculations of a compound; zeros are omitted."""
         settings = self._hubbard.get(by_electronegativity(tuple(symbols))[-1], {})
         return {symbol: float(settings[symbol]) for symbol in symbols if settings.get(symbol)}
 
     def from_formula(self, symbols: Sequence[str], counts: Sequence[int]) -> tuple[str, str]:
-        """Types of oxide and sulfide from the formula alone, by pymatgen's lists of peroxides and other oxides."""
+        """Return types of oxide and sulfide by formula alone, from pymatgen's lists of peroxides and similar oxides."""
         if "O" not in symbols:
             return OXIDE_TYPES[0], SULFIDE_TYPES[0]
         formula = _reduced_formula(symbols, counts)
@@ -94,14 +99,14 @@ class MP2020:
     def given(
         self, symbols: Sequence[str], counts: Sequence[int], oxide: str, sulfide: str, states: Mapping[str, float]
     ) -> float:
-        """The correction (eV/atom) for given average oxidation states of the elements."""
+        """Return the correction (eV/atom) for given average oxidation states by element; see also `_per_atom`."""
         return self._sum_of(tuple(symbols), tuple(counts), oxide, sulfide, states)
 
     def _per_atom(self, symbols: tuple[str, ...], counts: tuple[int, ...], oxide: str, sulfide: str) -> float:
-        """The correction of a composition (eV/atom).
+        """Return the correction of a composition (eV/atom).
 
         Args:
-            symbols: Symbols of its elements.
+            symbols: Symbols of the elements.
             counts: Number of atoms of each element, without a common divisor.
             oxide: One of `OXIDE_TYPES`; ignored without oxygen.
             sulfide: One of `SULFIDE_TYPES`; ignored without sulfur.
@@ -119,7 +124,7 @@ class MP2020:
         sulfide: str,
         states: Mapping[str, float],
     ) -> float:
-        """The correction for given oxidation states (eV/atom)."""
+        """Return the correction for given oxidation states (eV/atom)."""
         if len(symbols) == 1:
             return 0.0
         last = by_electronegativity(symbols)[-1]
@@ -138,10 +143,11 @@ class MP2020:
         return total / sum(counts)
 
     def oxidation_states(self, symbols: tuple[str, ...], counts: tuple[int, ...]) -> dict[str, float]:
-        """The most likely neutral combination of oxidation states, averaged for each element; empty if there is none.
+        """Return the most likely neutral combination of oxidation states, averaged for each element.
 
         It is the first that pymatgen's `Composition.oxi_state_guesses(max_sites=-20)` returns: the one with the largest
-        sum of the ions' occurrences in the ICSD, and among equal sums the one that is tried first.
+        sum of the ions' occurrences in the ICSD, and among equal sums the one that is tried first. The result is empty
+        if there is none, or if the formula has more than 20 atoms.
         """
         if sorted(zip(symbols, counts, strict=True)) == [("H", 1), ("O", 1)]:
             counts = tuple(2 * count for count in counts)  # pymatgen reduces this formula to H2O2
@@ -167,9 +173,9 @@ class MP2020:
         }
 
     def _sums_of_element(self, symbol: str, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Possible sums of the oxidation states of `count` atoms, and for each the largest sum of occurrences.
+        """Return the possible sums of the oxidation states of `count` atoms, each with its largest sum of occurrences.
 
-        They are in the order in which pymatgen tries them: combinations with repetition, in lexicographic order.
+        The sums are in the order in which pymatgen tries them: combinations with repetition, in lexicographic order.
         """
         from pymatgen.core import Element  # noqa: PLC0415 - an extra
 
@@ -198,10 +204,10 @@ class MP2020:
 
 
 def anion_types(block: GraphBlock) -> tuple[list[str], list[str]]:
-    """Types of oxide and of sulfide of each structure, from the distances in its graph.
+    """Return the types of oxide and of sulfide of each structure, from the distances in its graph.
 
-    The rules are those of pymatgen's `oxide_type` and `sulfide_type`. pymatgen itself is called for sulfur that has
-    both more and less electronegative neighbours.
+    The rules are the same as in pymatgen's `oxide_type` and `sulfide_type`. pymatgen itself is called for sulfur that
+    has both more and less electronegative neighbours, or neighbours that may lie beyond the edges of the graph.
 
     Args:
         block: Structures; those without oxygen or sulfur get the first of `OXIDE_TYPES` and `SULFIDE_TYPES`.
@@ -215,7 +221,7 @@ def anion_types(block: GraphBlock) -> tuple[list[str], list[str]]:
 def _oxides(
     block: GraphBlock, receiver: NDArray[np.uint8], sender: NDArray[np.uint8], distance: NDArray[np.float64]
 ) -> list[str]:
-    """Oxide type of each structure, one of `OXIDE_TYPES`."""
+    """Return the oxide type of each structure, one of `OXIDE_TYPES`."""
 
     def seen(edges: NDArray[np.bool_]) -> NDArray[np.bool_]:
         found: NDArray[np.bool_] = np.zeros(len(block), dtype=bool)
@@ -239,7 +245,7 @@ def _oxides(
 def _sulfides(
     block: GraphBlock, receiver: NDArray[np.uint8], sender: NDArray[np.uint8], distance: NDArray[np.float64]
 ) -> list[str]:
-    """Sulfide type of each structure, one of `SULFIDE_TYPES`."""
+    """Return the sulfide type of each structure, one of `SULFIDE_TYPES`."""
     found = [SULFIDE_TYPES[0]] * len(block)
     stronger = _stronger_than_sulfur()
     edges = np.flatnonzero(receiver == _S)
@@ -265,7 +271,7 @@ def _sulfides(
 
 
 def _pymatgen_sulfide_type(block: GraphBlock, index: int) -> str:
-    """Type of sulfide of one structure, by pymatgen."""
+    """Return the sulfide type of one structure, as found by pymatgen."""
     from pymatgen.analysis.structure_analyzer import sulfide_type  # noqa: PLC0415 - an extra
     from pymatgen.core import Lattice, Structure  # noqa: PLC0415 - an extra, and slow to import
 
@@ -282,7 +288,7 @@ def _pymatgen_sulfide_type(block: GraphBlock, index: int) -> str:
 
 @lru_cache(maxsize=1)
 def _stronger_than_sulfur() -> NDArray[np.float64]:
-    """float64[256], by atomic number: 1 if more electronegative than sulfur or without an electronegativity, else 0."""
+    """Return 1 if more electronegative than sulfur or without a value, else 0, by atomic number: float64[256]."""
     values = np.array([electronegativity(symbol) for symbol in chemical_symbols[1:]])
     out = np.zeros(256)
     out[1 : len(values) + 1] = ~(values <= electronegativity("S"))
@@ -291,7 +297,7 @@ def _stronger_than_sulfur() -> NDArray[np.float64]:
 
 @lru_cache(maxsize=128)
 def electronegativity(symbol: str) -> float:
-    """Electronegativity of an element on Pauling's scale, from pymatgen; NaN where there is none."""
+    """Return the electronegativity of an element on Pauling's scale, from pymatgen; NaN where there is none."""
     from pymatgen.core import Element  # noqa: PLC0415 - an extra
 
     with warnings.catch_warnings():
@@ -301,7 +307,7 @@ def electronegativity(symbol: str) -> float:
 
 @lru_cache(maxsize=1 << 16)
 def by_electronegativity(symbols: tuple[str, ...]) -> list[str]:
-    """Symbols by ascending electronegativity; those without one come first."""
+    """Return symbols by ascending electronegativity; elements without a value come first."""
 
     def key(symbol: str) -> tuple[float, str]:
         value = electronegativity(symbol)

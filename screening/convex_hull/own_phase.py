@@ -60,7 +60,7 @@ class OwnPhases:
         return own
 
     def _others(self, structure: Structure, places: range) -> Iterator[int]:
-        """Indices of the references that are a different phase from a structure."""
+        """Yield the indices of the references that are not the same phase as a structure."""
         for place in places:
             if not self._matcher.same(structure, self._structure(place)):
                 yield place

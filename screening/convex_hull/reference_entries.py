@@ -80,20 +80,21 @@ class _Entry(_Section):
 
 
 def read_entries(path: str, settings: ReadSettings, found: Gathered) -> dict[str, Any]:
-    """Read pymatgen entries; their own corrections are ignored, since their energies are uncorrected.
+    """Read pymatgen entries; corrections in the file are ignored, since the energies of entries are uncorrected.
 
     An entry that cannot be used, such as one with a different functional, is left out and counted.
 
     Args:
         path: File or URL of the entries.
-        settings: What the entries are compared with.
+        settings: Settings of the reader, including the energy scheme of the candidates.
         found: Updated with the entries.
 
     Returns:
         Summary of the file.
 
     Raises:
-        SourceError: The file cannot be read, or an entry lacks the structure that every entry needs.
+        SourceError: The file cannot be read; or every entry needs a structure, but one has none, or one that cannot
+            be read.
         ConfigError: The candidates follow a scheme of their own, and the entries follow more than one functional; or
             pymatgen is needed and not installed.
     """
@@ -118,11 +119,11 @@ def entry_phases(path: str, records: Iterable[object], settings: ReadSettings, l
     Args:
         path: Where the entries come from, for messages.
         records: The entries, as pymatgen writes them.
-        settings: What the entries are compared with.
+        settings: Settings of the reader, including the energy scheme of the candidates.
         left_out: Account of the entries that are left out.
 
     Raises:
-        SourceError: An entry lacks the structure that every entry needs.
+        SourceError: Every entry needs a structure, but one has none, or one that cannot be read.
         ConfigError: The candidates follow a scheme of their own, and the entries follow more than one functional; or
             pymatgen is needed and not installed.
     """
@@ -154,13 +155,13 @@ def entry_phases(path: str, records: Iterable[object], settings: ReadSettings, l
 
 
 def _name_of(record: object, number: int) -> str:
-    """Id of an entry, or its position in the file."""
+    """Return the id of an entry, or its position in the file, from 0."""
     given = record.get("entry_id", record.get("task_id")) if isinstance(record, Mapping) else None
     return str(given) if isinstance(given, str | int | float) and str(given) else str(number)
 
 
 def _parsed(record: object) -> _Entry:
-    """The fields of an entry, or of a task document.
+    """Return the fields of an entry, or of a task document.
 
     Raises:
         EntryLeftOutError: A field is missing or malformed.
@@ -186,7 +187,7 @@ def _parsed(record: object) -> _Entry:
 
 
 def _amounts(composition: Mapping[str, float]) -> dict[int, int]:
-    """Number of atoms by atomic number; species with charges, such as ``Na1+``, count as their elements.
+    """Return the number of atoms by atomic number; charged species, such as ``Na1+``, count as their elements.
 
     Raises:
         EntryLeftOutError: An element is unknown, or a number of atoms is not whole.
@@ -206,7 +207,7 @@ def _amounts(composition: Mapping[str, float]) -> dict[int, int]:
 
 
 def _calculation(record: object) -> tuple[StatedCalculation, str]:
-    """What an entry states about its calculation, and its functional, which is empty if none is stated.
+    """Return what an entry states about its calculation, and its functional, which is empty if not stated.
 
     Raises:
         EntryLeftOutError: A statement is malformed, or two contradict each other.
@@ -220,14 +221,14 @@ def _calculation(record: object) -> tuple[StatedCalculation, str]:
 
 
 def _scheme(functional: str | None, settings: ReadSettings, *, is_matpes: bool) -> str:
-    """Energy scheme of an entry. What the entry states takes precedence over what the user assumes.
+    """Return the energy scheme of an entry. What the entry states takes precedence over what the user assumes.
 
     Raises:
-        EntryLeftOutError: The energy cannot be compared with those of the candidates.
+        EntryLeftOutError: The energy cannot be compared with the energies of the candidates.
     """
     if functional is None:
         if settings.assumed is None:
-            raise EntryLeftOutError("no run type", "use --scheme to state the energy scheme of such entries")
+            raise EntryLeftOutError("no functional stated", "use --scheme to state the energy scheme of such entries")
         scheme = settings.assumed
     elif settings.scheme == OWN:
         if settings.assumed != OWN:
@@ -249,7 +250,7 @@ def _scheme(functional: str | None, settings: ReadSettings, *, is_matpes: bool) 
 
 
 def _energy_per_atom(total: float, n_atoms: int) -> float:
-    """Uncorrected energy of an entry (eV/atom).
+    """Return the uncorrected energy of an entry (eV/atom).
 
     Raises:
         EntryLeftOutError: The energy is not plausible for any material.
@@ -261,7 +262,7 @@ def _energy_per_atom(total: float, n_atoms: int) -> float:
 
 
 def _correction(entry: _Entry, composition: int, settings: ReadSettings, corrections: MP2020) -> float:
-    """MP2020 correction of an entry (eV/atom), from its data on anions, else from its structure, else from its formula.
+    """Return the MP2020 correction of an entry (eV/atom), from data on its anions, its structure or its formula.
 
     Raises:
         EntryLeftOutError: The structure is malformed.
@@ -315,18 +316,18 @@ def _check_settings(
         if titles:
             _check_potcars(titles, symbols, {**_mp2020().potcars, **_OMAT24_POTCARS}, "OMat24")
     elif scheme in (R2SCAN, MATPES_PBE) and (given or parameters.is_hubbard or calculation.with_u):
-        raise EntryLeftOutError(_OTHER_U, f"{quoted(given) if given else 'none'} (eV); {scheme} uses none")
+        raise EntryLeftOutError(_OTHER_U, f"{quoted(given) if given else 'unknown values'} (eV); {scheme} uses none")
     if scheme == MATPES_PBE and titles:
         _check_potcars(titles, symbols, _potcars_of_matpes(), "MatPES")
     if other := calculation.potcar_sets - {GGA}:
-        raise EntryLeftOutError(_NO_POTCAR, f"those of {', '.join(sorted(other))}; {scheme} uses PBE pseudopotentials")
+        raise EntryLeftOutError(_NO_POTCAR, f"{', '.join(sorted(other))}; {scheme} uses PBE pseudopotentials")
 
 
 def _check_u(given: Mapping[str, float], expected: Mapping[str, float], scheme: str) -> None:
     """Check the Hubbard U (eV) of each element.
 
     Raises:
-        EntryLeftOutError: The values differ from those of the scheme.
+        EntryLeftOutError: The values differ from the scheme's values.
     """
     if given != expected:
         raise EntryLeftOutError(
@@ -338,7 +339,7 @@ def _check_potcars(titles: list[str], symbols: tuple[str, ...], potcars: Mapping
     """Check the titles of POTCARs, such as "PAW_PBE Fe_pv 06Sep2000" or "PBE Fe_pv".
 
     Raises:
-        EntryLeftOutError: The POTCARs are not those of the scheme, or their titles do not state a functional.
+        EntryLeftOutError: The scheme uses other POTCARs, or a title does not state a functional.
     """
     if not titles:
         return
@@ -351,7 +352,7 @@ def _check_potcars(titles: list[str], symbols: tuple[str, ...], potcars: Mapping
 
 @lru_cache(maxsize=1)
 def _mp2020() -> MP2020:
-    """The settings of the Materials Project, for schemes that share them.
+    """Return the settings of the Materials Project, for schemes that share them.
 
     Raises:
         ConfigError: pymatgen is not installed.
@@ -361,7 +362,7 @@ def _mp2020() -> MP2020:
 
 @lru_cache(maxsize=1)
 def _potcars_of_matpes() -> Mapping[str, str]:
-    """Symbols of the POTCARs of MatPES by element, as pymatgen ships them.
+    """Return the symbols of the POTCARs of MatPES by element, as pymatgen ships them.
 
     Raises:
         ConfigError: pymatgen is not installed.
@@ -380,7 +381,7 @@ def _structure_if_wanted(path: str, name: str, entry: _Entry, settings: ReadSett
     """Return a function that reads the structure of an entry; None if no structure is wanted, or if it cannot be read.
 
     Raises:
-        SourceError: The entry lacks the structure that every entry needs.
+        SourceError: Every entry needs a structure, but this one has none, or one that cannot be read.
     """
     if settings.with_structures:
         return _structure_of(path, name, entry)
@@ -396,7 +397,7 @@ def _structure_of(path: str, name: str, entry: _Entry) -> Callable[[], Structure
     """Return a function that reads the structure of an entry.
 
     Raises:
-        SourceError: The entry has no structure.
+        SourceError: The entry has no structure, or one that cannot be read.
     """
     if not entry.structure:
         raise SourceError(
@@ -428,7 +429,7 @@ def _crystal(content: Mapping[str, Any]) -> Any:
 
     try:
         crystal = Crystal.from_dict(dict(content))
-    except Exception as error:  # parts of pymatgen raise many kinds of errors
+    except Exception as error:  # pymatgen raises errors of many kinds
         raise EntryLeftOutError("malformed structure", detail(error)) from error
     if not len(crystal) or not crystal.is_ordered or not np.isfinite(crystal.lattice.matrix).all():
         raise EntryLeftOutError("malformed structure", "it is empty or disordered, or has no cell")
@@ -436,12 +437,13 @@ def _crystal(content: Mapping[str, Any]) -> Any:
 
 
 def entry_records(path: str) -> Iterator[object]:
-    """Entries of a JSON file: a list or dictionary of entries, possibly under ``entries`` or ``data``.
+    """Yield the entries of a JSON file: a list or dictionary of entries, possibly under ``entries`` or ``data``.
 
-    If an entry of a list gives a key twice, the error is yielded in place of the entry.
+    If an entry of a list has a repeated key, the error is yielded in place of the entry.
 
     Raises:
-        SourceError: The file is missing or too large, or has no entries; or the path matches several files.
+        SourceError: The file is missing, too large or not valid JSON, or has no entries; or the path matches several
+            files.
     """
     source, *others = find_files([path])
     if others:
@@ -474,7 +476,7 @@ def entry_records(path: str) -> Iterator[object]:
 
 
 def _elements(path: str, source: SourceFile) -> Iterator[object]:
-    """Elements of a JSON array, one at a time in memory; in place of an element with a repeated key, the error.
+    """Yield the elements of a JSON array one by one; an element with a repeated key is replaced by the error.
 
     Raises:
         SourceError: The file is not valid JSON, or no element is a record.

@@ -1,4 +1,4 @@
-"""Reading of reference phases: entries of the Materials Project, scores datasets, or tables of energies."""
+"""Reading of reference phases: pymatgen entries, scores datasets, and tables of energies."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from .references import Gathered, LeftOut, ReadSettings, References, add_element
 
 
 def is_dataset(path: str | Path) -> bool:
-    """Whether references are a scores dataset."""
+    """Return whether a path of references is the path of a scores dataset."""
     return str(path).rstrip("/").endswith(".zarr") or (Path(path) / ROOT_FILE).exists()
 
 
 def content_version(path: str) -> list[str]:
-    """Path of references, followed by a version of their content: the store hash, or one version per file.
+    """Return the path of references, and a version of their content: the store hash, or one version per file.
 
     Raises:
         SourceError: There is no such file.
@@ -61,15 +61,16 @@ def read_references(
         candidates: Scores that are compared with the references.
         compositions: Updated with the compositions of the references.
         corrections: MP2020 corrections, for energies that need them.
-        scheme: Energy scheme of table rows that do not state one, and of entries without a run type.
+        scheme: Energy scheme of table rows that do not state one, and of entries that state no functional.
         allow_unrelaxed: Accept datasets of unrelaxed structures for relaxed candidates.
         with_structures: Whether every reference needs a structure.
         own_energies: Whether the references must be datasets computed with the candidates' model, without tabulated
             energies of elements.
 
     Raises:
-        ConfigError: An energy scheme is unknown or incompatible, a file has no usable entry, or a dataset was not
-            computed with the candidates' model.
+        ConfigError: An energy scheme is unknown or incompatible, or a file has no usable entry; a dataset holds
+            unrelaxed structures, the candidates are relaxed, and `allow_unrelaxed` is not set; or `own_energies` is
+            set, and the references are not a dataset computed with the candidates' model.
         SourceError: A file cannot be read, or has no structures although they are needed.
         StoreError: A dataset cannot be read, or has no energies.
     """
@@ -102,13 +103,13 @@ def read_references(
     for place, left_out in tables.items():
         lacking = (
             left_out.by_reason.total() - account[place]["left_out"]
-        )  # formation energies require energies of the elements
+        )  # entries with formation energies whose elements have no references
         account[place] |= {**left_out.attrs(), "entries": account[place]["entries"] - lacking}
     return References.of(found, candidates.n_members, account, elements)
 
 
 def _reasons(notes: dict[str, Any]) -> str:
-    """The reasons why entries of a file were left out, for a message."""
+    """Return the reasons why entries of a file were left out, for a message; empty if none were."""
     because = notes.get("left_out_because", {})
     counts = ", ".join(f"{count:,} {reason}" for reason, count in notes.get("left_out_by_reason", {}).items())
     first = next(iter(because.items()), None)
@@ -128,8 +129,8 @@ def _read_dataset(
     rows = ScoredEnergies(path)
     if own_energies and rows.model != candidates.model:
         raise ConfigError(
-            f"{path}: these energies and those of the candidates come from different models; relax the references with "
-            "the model of the candidates"
+            f"{path}: these energies and the candidates' energies come from different models; relax the references "
+            "with the model of the candidates"
         )
     if not rows.relaxed and not allow and candidates.relaxed:
         raise ConfigError(
@@ -164,7 +165,7 @@ def _read_dataset(
 
 
 def _structure(rows: ScoredEnergies, row: int) -> Structure:
-    """Structure of a row of a dataset of references.
+    """Return the structure of a row of a dataset of references.
 
     Raises:
         SourceError: The structure cannot be read.

@@ -36,7 +36,7 @@ _FORMATION, _TOTAL = "formation_energy_per_atom", "energy_per_atom"
 _ID_COLUMNS = ("id", "material_id", "entry_id", "structure_id")
 _FORMULAS = ("formula", "pretty_formula")
 _NO_ENERGY = "no finite energy"
-# Columns that are read besides those that state a functional.
+# Columns that are read in addition to columns that state a functional.
 _CORRECTION = "mp2020_correction_per_atom"
 _READ = frozenset({*_FORMULAS, _TOTAL, _FORMATION, _CORRECTION, "scheme", *_ID_COLUMNS})
 # Columns of the structure in parquet tables, with the names that OPTIMADE gives them.
@@ -51,8 +51,8 @@ class FormationEnergy:
         composition: Number of the composition.
         energy: Formation energy (eV/atom).
         name: Id of the entry.
-        left_out: Counts of the entries left out of the file.
-        structure: Function that reads the structure.
+        left_out: Counts of the entries of the file that are left out.
+        structure: Function that reads the structure; None if there is none, or if none was requested.
     """
 
     composition: int
@@ -71,7 +71,7 @@ def read_table(
 
     Args:
         path: File or URL of the table.
-        settings: What the rows are compared with.
+        settings: Settings of the reader, including the energy scheme of the candidates.
         found: Updated with the rows that have total energies.
         waiting: Updated with the rows that have formation energies.
         left_out: Counts of the rows that are left out.
@@ -82,8 +82,8 @@ def read_table(
     Raises:
         ConfigError: A column is missing, the table states no energy scheme or gives formation energies without
             corrections, or the candidates follow a scheme of their own and the rows follow more than one functional.
-        SourceError: The table cannot be read, a column appears twice, or a row lacks the structure that every row
-            needs.
+        SourceError: The table cannot be read, or a column appears twice; or every row needs a structure, but one has
+            none, or one that cannot be read.
     """
     schemes: set[str] = set()
     functionals: set[str] = set()
@@ -104,14 +104,14 @@ def table_phases(path: str, settings: ReadSettings, left_out: LeftOut) -> Iterat
 
     Args:
         path: File or URL of the table.
-        settings: What the rows are compared with.
+        settings: Settings of the reader, including the energy scheme of the candidates.
         left_out: Counts of the rows that are left out.
 
     Raises:
         ConfigError: A column is missing, the table states no energy scheme or gives formation energies without
             corrections, or the candidates follow a scheme of their own and the rows follow more than one functional.
-        SourceError: The table cannot be read, a column appears twice, or a row lacks the structure that every row
-            needs.
+        SourceError: The table cannot be read, or a column appears twice; or every row needs a structure, but one has
+            none, or one that cannot be read.
     """
     functionals: set[str] = set()
     number = 0
@@ -226,12 +226,12 @@ def _rows(path: str, batch: pa.RecordBatch, settings: ReadSettings) -> Iterator[
 
 
 def _is_absent(value: object) -> bool:
-    """Whether a field is empty, as each kind of table expresses it."""
+    """Return whether a field is empty: None or NaN in parquet files, an empty text in CSV files."""
     return value is None or value == "" or (isinstance(value, float) and np.isnan(value))
 
 
 def _functional(row: Mapping[str, object]) -> str | None:
-    """The functional that a row states; None if it states none.
+    """Return the functional that a row states; None if it states none.
 
     Raises:
         EntryLeftOutError: The row states two functionals, or a statement is not text.
@@ -269,10 +269,10 @@ def _energy(value: object) -> float:
 
 
 def _scheme(path: str, given: object, functional: str | None, settings: ReadSettings, *, formation: bool) -> str:
-    """Energy scheme of a row. What the row states takes precedence over what the user assumes.
+    """Return the energy scheme of a row. What the row states takes precedence over what the user assumes.
 
     Raises:
-        EntryLeftOutError: The energy cannot be compared with those of the candidates, or the scheme is unknown.
+        EntryLeftOutError: The energy cannot be compared with the candidates' energies, or its scheme is unknown.
         ConfigError: The formation energies come from uncorrected energies.
     """
     if functional is not None and functional not in OF_SCHEME.get(settings.scheme, {functional}):
@@ -294,10 +294,10 @@ def _scheme(path: str, given: object, functional: str | None, settings: ReadSett
 
 
 def _correction(number: int, scheme: str, given: object, settings: ReadSettings) -> float:
-    """MP2020 correction of a row (eV/atom): the value in the row or, if there is none, computed from the composition.
+    """Return the MP2020 correction of a row (eV/atom): the value in the row or, without one, by its composition.
 
     Raises:
-        EntryLeftOutError: The value is not an energy.
+        EntryLeftOutError: The value in the row is not a plausible energy.
     """
     if scheme != UNCORRECTED or settings.corrections is None:
         return 0.0
@@ -310,10 +310,10 @@ def _correction(number: int, scheme: str, given: object, settings: ReadSettings)
 def _structure(
     path: str, name: str, fields: Mapping[str, Any], settings: ReadSettings
 ) -> Callable[[], Structure] | None:
-    """Function that reads the structure of a row; None if no structure is wanted, or if it cannot be read.
+    """Return a function that reads the structure of a row; None if no structure is wanted, or none can be read.
 
     Raises:
-        SourceError: The row lacks the structure that every row needs.
+        SourceError: Every row needs a structure, but this one has none, or one that cannot be read.
     """
     if not settings.with_structures and not (settings.keep_structures and fields):
         return None
@@ -331,7 +331,7 @@ def _structure(
 
 
 def _batches(path: str, settings: ReadSettings) -> Iterator[pa.RecordBatch]:
-    """Batches of the rows of a table, with the columns that are read.
+    """Yield the rows of a table in batches, with the columns that are read.
 
     Raises:
         SourceError: The table cannot be read, or a column appears twice.
@@ -365,7 +365,7 @@ def _batches(path: str, settings: ReadSettings) -> Iterator[pa.RecordBatch]:
 
 
 def _wanted(path: str, names: Sequence[str], settings: ReadSettings) -> list[str]:
-    """The columns of a table that are read.
+    """Return the columns of a table that are read.
 
     Raises:
         SourceError: One of these columns appears twice.

@@ -20,7 +20,7 @@ from ..chemistry.elemental_energies import SOURCES, elemental_energies
 from ..chemistry.functionals import GGA, GGA_U
 from .mp2020 import MP2020
 
-# Larger energies (eV/atom) are mistakes: even all-electron energies of the heaviest atoms are a tenth of this.
+# Larger energies (eV/atom) are mistakes; even all-electron energies of the heaviest atoms are only a tenth of this.
 MAX_ENERGY = 1e7
 # Reason for leaving out a reference that cannot compete with any candidate.
 OUTSIDE = "outside the chemical systems of the candidates"
@@ -42,7 +42,7 @@ class EntryLeftOutError(ValueError):
 
 
 def quoted(value: object) -> str:
-    """A value of an input file as short text for a message."""
+    """Return a value of an input file as short text for a message."""
     text = repr(value)
     return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
 
@@ -56,7 +56,7 @@ def check_one_functional(path: str, scheme: str, functionals: AbstractSet[str]) 
         functionals: Functionals that the references state.
 
     Raises:
-        ConfigError: The references follow several functionals.
+        ConfigError: The references follow several functionals; GGA and GGA+U count as one.
     """
     if scheme == OWN and len(functionals) > 1 and functionals != {GGA, GGA_U}:
         raise ConfigError(
@@ -84,7 +84,7 @@ class LeftOut:
             self.because[name] = str(error)
 
     def attrs(self) -> dict[str, Any]:
-        """The counts and reasons, as attributes of a hull."""
+        """Return the counts and reasons, as attributes of a hull."""
         by_reason = dict(sorted(self.by_reason.items(), key=lambda item: (-item[1], item[0])))
         return {
             "left_out": self.by_reason.total(),
@@ -95,7 +95,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class ReadSettings:
-    """What the readers of references need to know.
+    """Settings of the readers of references.
 
     Attributes:
         scheme: Energy scheme of the candidates.
@@ -104,7 +104,7 @@ class ReadSettings:
         corrections: MP2020 corrections, for energies that need them.
         with_structures: Whether every reference needs a structure.
         keep_structures: Whether structures are read where they exist.
-        wanted: Returns whether references of a chemical system are wanted; None accepts all.
+        wanted: Function that returns whether references of a chemical system are wanted; None accepts all.
     """
 
     scheme: str
@@ -213,7 +213,7 @@ class References:
         composition: int64[n], numbers of the compositions.
         energy: float64[n], energies (eV/atom), corrected where their scheme requires it.
         names: Ids of the entries, or of their material where an entry names one.
-        members: float64[n, members], energies of each member of an ensemble (eV/atom), or None.
+        members: float64[n, members], energies of each member of an ensemble (eV/atom); None without an ensemble.
         structures: Functions that read the structures of the entries; None for an entry without one.
         account: Summary of each file, for the attributes of the hull.
         elements: Summary of the elements whose energies come from equiscreen's tables; empty if there are none.
@@ -231,7 +231,7 @@ class References:
     def of(
         cls, found: Gathered, n_members: int, account: Sequence[Mapping[str, Any]], elements: Mapping[str, Any]
     ) -> References:
-        """Sort collected entries, those with equal energies by name, so that their order in the files has no effect.
+        """Sort collected entries by composition, energy and name, so that their order in the files has no effect.
 
         Args:
             found: The entries.
@@ -258,12 +258,12 @@ class References:
         )
 
     def gathered(self) -> Gathered:
-        """The entries as a collection to which more entries can be added."""
+        """Return the entries as a collection to which more entries can be added."""
         members = [None] * len(self.energy) if self.members is None else list(self.members)
         return Gathered(
             self.composition.tolist(), self.energy.tolist(), list(self.names), members, list(self.structures)
         )
 
     def starts(self, n_compositions: int) -> NDArray[np.int64]:
-        """int64[n_compositions + 1], first entry of each composition."""
+        """Return the first entry of each composition: int64[n_compositions + 1]."""
         return np.searchsorted(self.composition, np.arange(n_compositions + 1)).astype(np.int64)

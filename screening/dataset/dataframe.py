@@ -70,7 +70,7 @@ def to_dataframe(scores: xr.Dataset | str | Path) -> pd.DataFrame:
 
 
 def _component(name: str, dims: list[str], place: tuple[int, ...]) -> str:
-    """Name of the column of a component; a scalar keeps the name of its array."""
+    """Return the name of the column of a component; a scalar keeps the name of its array."""
     if not place:
         return name
     texts = [

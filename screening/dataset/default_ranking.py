@@ -16,7 +16,7 @@ NOT_COMPARABLE = (
 
 
 def default_ranking(scores: ScoresReader) -> str | None:
-    """Column to rank by, lowest first.
+    """Return the column to rank by, lowest values first.
 
     Args:
         scores: The dataset.

@@ -1,4 +1,4 @@
-"""A graph store with labelled energies, such as results of calculations, read as if it were a scores dataset."""
+"""A graph store with labelled energies, such as DFT results, read as if it were a scores dataset."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class _ComputedArray:
 
 
 def label_arrays(graphs: GraphStore, scheme: str) -> tuple[Mapping[str, Any], dict[str, Any], dict[str, ArraySpec]]:
-    """Arrays of a graph store with energies, under their names in a scores dataset.
+    """Return the arrays of a graph store with energies, under their names in a scores dataset.
 
     Args:
         graphs: The graph store.
-        scheme: Energy scheme of its energies.
+        scheme: Energy scheme of the labels.
 
     Returns:
-        Attributes like those of a scores dataset; arrays, to be read in slices; and their definitions.
+        Attributes as in a scores dataset; arrays, to be read in slices; and the definitions of the arrays.
 
     Raises:
         StoreError: The store has no energies.
@@ -82,7 +82,7 @@ def label_arrays(graphs: GraphStore, scheme: str) -> tuple[Mapping[str, Any], di
 
 
 def graph_store_at(path: str | Path) -> GraphStore | None:
-    """The graph store at a path or URL; None if there is no finished one."""
+    """Return the graph store at a path or URL; None if there is no readable, finished graph store."""
     try:
         return GraphStore(path)
     except StoreError:
@@ -102,5 +102,5 @@ def _block(graphs: GraphStore, start: int, stop: int) -> GraphBlock:
 
 
 def _volumes(block: GraphBlock) -> NDArray[np.float64]:
-    """float64[n], volume of each structure that is periodic in three directions (angstrom^3); otherwise NaN."""
+    """Return volumes: float64[n], angstrom^3; NaN for structures that are not periodic in three directions."""
     return np.where(block.pbc.all(axis=1), np.abs(np.linalg.det(block.cell)), np.nan)

@@ -25,7 +25,7 @@ METADATA_KEY = b"equiscreen"
 class ParquetFile:
     """A parquet file that is written chunk by chunk.
 
-    Flags become their words; arrays of a structure become lists. Units and descriptions are stored in the metadata of
+    Flags become words; several values per structure become lists. Units and descriptions are stored in the metadata of
     the fields, and the attributes of the dataset in the metadata of the file, under `METADATA_KEY`.
 
     Args:
@@ -110,7 +110,7 @@ def arrow_table(table: Mapping[str, NDArray[Any]], specs: Sequence[ArraySpec]) -
 
 
 def as_words(values: NDArray[Any], meanings: Mapping[str, int]) -> NDArray[Any]:
-    """Convert the values of a flag to words."""
+    """Convert the values of a flag to words; a value without a word becomes an empty text."""
     words = np.full(256, "", dtype=np.dtypes.StringDType())
     for word, value in meanings.items():
         words[value] = word

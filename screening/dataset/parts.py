@@ -36,7 +36,7 @@ def cut(n_edges: NDArray[np.integer], part_edges: int, part_structures: int) -> 
 
 
 def structures_within(graphs: GraphStore, limit: int | None) -> int:
-    """Number of structures that a run processes.
+    """Return the number of structures that a run processes.
 
     Args:
         graphs: The graph store.
@@ -51,7 +51,7 @@ def structures_within(graphs: GraphStore, limit: int | None) -> int:
 
 
 def carried_columns(graphs: GraphStore, arrays: Iterable[ArraySpec]) -> tuple[str, ...]:
-    """Names of the input columns of a graph store that are copied to its scores.
+    """Return the names of the input columns of a graph store that are copied to its scores.
 
     Args:
         graphs: The graph store.
@@ -66,11 +66,11 @@ def carried_columns(graphs: GraphStore, arrays: Iterable[ArraySpec]) -> tuple[st
 
 
 def uncompressed_bytes(specs: Iterable[ArraySpec], counts: Mapping[str, int]) -> float:
-    """Size of the arrays of a store without compression, bytes; text columns are left out.
+    """Return the size of the arrays of a store without compression, bytes; text columns are left out.
 
     Args:
         specs: The arrays.
-        counts: Number of rows along the first dim of each of them.
+        counts: Number of rows by first dim of the arrays.
     """
     return float(
         sum(
@@ -82,5 +82,5 @@ def uncompressed_bytes(specs: Iterable[ArraySpec], counts: Mapping[str, int]) ->
 
 
 def listed(statuses: Mapping[str, int]) -> str:
-    """Counts of the statuses that occur, as text such as "31 ok, 1 unknown element"."""
+    """Return the counts of the statuses that occur, as text such as "31 ok, 1 unknown element"."""
     return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in statuses.items() if count)

@@ -1,4 +1,4 @@
-"""Default paths of outputs beside a scores dataset."""
+"""Paths of scores datasets, and default paths of the outputs beside them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROOT = "zarr.json"
 
 
 def dataset_in(path: str | Path) -> str | Path:
-    """Scores dataset at a path: the path itself, or the last dataset in a folder of results.
+    """Return the scores dataset at a path: the path itself, or the last dataset in a folder of results.
 
     A results folder is the output of `select`, `cascade` or `rank`, or any folder with a single scores dataset.
 
@@ -45,7 +45,7 @@ def dataset_in(path: str | Path) -> str | Path:
 
 
 def _is_scores(path: Path) -> bool:
-    """Whether a path looks like a scores dataset; a damaged one counts, so that opening it reports the damage."""
+    """Return whether a path looks like a scores dataset, even a damaged one, so that opening it reports the damage."""
     try:
         attrs = json.loads((path / _ROOT).read_bytes())["attributes"]
         return attrs.get("schema") == SCORES_SCHEMA and attrs.get("complete") is True
@@ -54,16 +54,16 @@ def _is_scores(path: Path) -> bool:
 
 
 def hull_path(scores: str | Path) -> str:
-    """Default path of the hull of scores: ``S.hull.zarr`` for ``S.zarr``."""
+    """Return the default path of the hull of scores: ``S.hull.zarr`` for ``S.zarr``."""
     return f"{str(scores).rstrip('/').removesuffix('.zarr')}.hull.zarr"
 
 
 def graphs_path(out: str | Path) -> str:
-    """Path of the graph store of a screen's or relaxation's output: ``S.graphs.zarr`` for ``S.zarr``."""
+    """Return the path of the graph store of a screen's or relaxation's output: ``S.graphs.zarr`` for ``S.zarr``."""
     return f"{str(out).rstrip('/').removesuffix('.zarr')}.graphs.zarr"
 
 
 def report_path(scores: str | Path) -> str:
-    """Default path of a report: ``S.report.html`` for ``S.zarr``; in the current folder if the scores are at a URL."""
+    """Return a report's default path, ``S.report.html`` for ``S.zarr``; for a URL, it is in the current folder."""
     path = without_query(redact_urls(str(scores))).rstrip("/").removesuffix(".zarr")
     return f"{path.rsplit('/', 1)[-1] if '://' in path else path}.report.html"

@@ -18,7 +18,8 @@ from .scores import UNRELAXED
 CSV_FILE = "ranked.csv"
 # Default and maximum number of rows in the printed table.
 ROWS, MOST_ROWS = 10, 100
-# Columns of numbers in the order of the table, each with its heading. The last is shown only if the others are absent.
+# Columns of numbers in the order of the table, each with its heading. The last one is shown only without any of the
+# others, and the energy above the joint hull only without an energy above the hull.
 _ENERGIES = {
     "energy_above_hull": "above hull",
     "energy_above_hull_std": "+-",
@@ -52,8 +53,9 @@ class RankedTable:
         selection: Dataset with `rank`, as `screening.select` returns it.
 
     Attributes:
-        columns: Values by name, one per row and best first. The names are those of the dataset; `space_group_symbol`,
-            `known` (id of the known crystal, or why it is new) and `flags` are added.
+        columns: Values by name, one per row and best first. The names are the same as in the dataset;
+            `space_group_symbol`, `known` (id of the known crystal, otherwise the novelty in words) and `flags` are
+            added.
     """
 
     def __init__(self, selection: xr.Dataset) -> None:
@@ -85,7 +87,7 @@ class RankedTable:
         return len(self._order)
 
     def text(self, rows: int = ROWS) -> str:
-        """The best rows as lines of aligned columns, under their headings and units.
+        """Return the best rows as lines of aligned columns, under headings and units.
 
         Args:
             rows: Maximum number of rows.
@@ -114,7 +116,7 @@ class RankedTable:
                 table.writerow("" if value != value else value for value in row)  # noqa: PLR0124 - NaN
 
     def _shown_numbers(self) -> list[str]:
-        """Names of the numeric columns: those used for ranking, then the usual ones."""
+        """Return the names of the numeric columns: those used for ranking, then the usual ones."""
         recipe = self._selection.attrs.get("selection") or {}
         criteria = recipe.get("criteria") or {}
         given = criteria.get("pareto") or ()
@@ -137,14 +139,14 @@ class RankedTable:
         return values
 
     def _words(self, name: str) -> list[str]:
-        """Values of a flag column or a boolean column, as words."""
+        """Return the values of a flag column or a boolean column, as words."""
         array = self._selection[name]
         meanings = flag_meanings(array.attrs)
         values = array.values[self._order]
         return [str(word) for word in (as_words(values, meanings) if meanings else values).tolist()]
 
     def _space_groups(self) -> list[int] | None:
-        """Number of the space group of each row, 0 for none; None if the dataset has none."""
+        """Return the number of each row's space group, 0 for none; None if the dataset has no space groups."""
         if "space_group" in self._selection.variables:
             return self._values("space_group")
         if "prototype_label" not in self._selection.variables:
@@ -165,11 +167,11 @@ class RankedTable:
         return [", ".join(flags) for flags in found]
 
     def _is_right(self, name: str) -> bool:
-        """Whether a column is right-aligned."""
+        """Return whether a column is right-aligned."""
         return name in ("rank", "volume_change") or name in self._numbers
 
     def _printed(self, rows: int) -> dict[str, list[str]]:
-        """Cells of the printed table by column: heading, unit, then the rows."""
+        """Return the cells of the printed table by column: heading, unit, then the rows."""
         out = {"rank": ["rank", "", *map(str, self.columns["rank"][:rows])]}
         out["formula"] = ["formula", "", *map(one_line, self.columns["formula"][:rows])]
         for name in self._numbers:
@@ -193,14 +195,14 @@ class RankedTable:
 
 
 def _number(value: float, digits: int = 3) -> str:
-    """A number as text; "-" if it is missing."""
+    """Return a number as text; "-" if it is missing."""
     if value != value:  # noqa: PLR0124 - NaN
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
 
 
 def space_group_symbol(number: int) -> str:
-    """Hermann-Mauguin symbol of a space group in its standard setting, such as Fm-3m; "-" for none."""
+    """Return the Hermann-Mauguin symbol of a space group in its standard setting, such as Fm-3m; "-" for none."""
     found = gemmi.find_spacegroup_by_number(number) if number else None
     if found is None:
         return "-"

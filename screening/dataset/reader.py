@@ -1,4 +1,4 @@
-"""Read a scores dataset: columns, chunks of rows, scattered rows, and the structures of its graph store."""
+"""Reader of a scores dataset: columns, chunks of rows, scattered rows, and structures of the graph store."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Read = Callable[[int, int], NDArray[Any]]
 
 
 class ScoresReader:
-    """The scores dataset of a screen, relaxation, hull or selection.
+    """Reader of the scores dataset of a screen, relaxation, hull or selection.
 
     Args:
         path: Path or URL of the dataset.
@@ -42,7 +42,7 @@ class ScoresReader:
         specs: Arrays of the dataset along dim ``structure``, by name.
 
     Raises:
-        StoreError: The dataset is missing, unfinished, or not a scores dataset.
+        StoreError: The dataset is missing, unfinished, damaged, or not a scores dataset.
     """
 
     _schema = SCORES_SCHEMA
@@ -58,7 +58,7 @@ class ScoresReader:
             raise StoreError(f"{path} has no {', '.join(absent)}; repeat the screen")
 
     def _open(self) -> tuple[Mapping[str, Any], dict[str, Any], dict[str, ArraySpec]]:
-        """Attributes of the dataset, its arrays along dim ``structure``, and their definitions."""
+        """Return the attributes of the dataset, its arrays along dim ``structure``, and their definitions."""
         root = open_root(self.path, SCORES_SCHEMA)
         arrays, specs = {}, {}
         for name, array in sorted(root.arrays()):
@@ -80,11 +80,11 @@ class ScoresReader:
         return str(self.attrs.get("store_hash", ""))
 
     def meanings(self, name: str) -> dict[str, int]:
-        """Value of each word of a flag column."""
+        """Return the value of each word of a flag column."""
         return flag_meanings(self.specs[name].attrs)
 
     def is_ranked(self, statuses: NDArray[Any]) -> NDArray[np.bool_]:
-        """Whether rows are ranked by their values, which some statuses mark as unreliable: bool[n].
+        """Return whether rows are ranked by their values: bool[n]; false for statuses that mark values as unreliable.
 
         Args:
             statuses: Rows of the column ``status``.
@@ -93,7 +93,7 @@ class ScoresReader:
         return np.isin(statuses, ranked)
 
     def column(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Consecutive rows of an array.
+        """Return the rows of an array from `start` up to, but not including, `stop`.
 
         Raises:
             StoreError: The array is damaged or cannot be reached.
@@ -110,12 +110,12 @@ class ScoresReader:
             ) from error
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        """(start, stop) of each chunk of rows."""
+        """Yield the (start, stop) of each chunk of rows."""
         for start in range(0, len(self), ROWS_AT_ONCE):
             yield start, min(start + ROWS_AT_ONCE, len(self))
 
     def rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Scattered rows of an array, in any order."""
+        """Return scattered rows of an array, in the order of `rows`."""
         size = self._arrays[name].chunks[0]
         return picked(lambda start, stop: self.column(name, start, stop), rows, size, len(self))
 
@@ -151,10 +151,10 @@ class ScoresReader:
             self.graphs.check_unchanged()
 
     def attrs_for(self, other: str | Path) -> dict[str, Any]:
-        """Attributes for a dataset made from this one, which records the same stores relative to its own path.
+        """Return attributes for a dataset made from this one, with paths of stores relative to the new dataset.
 
         Args:
-            other: Path or URL of that dataset.
+            other: Path or URL of the new dataset.
         """
         places = {"graph_store": place_of_graphs(self.path, self.attrs, self._given_store)}
         if "relaxed_from" in self.attrs:
@@ -174,20 +174,20 @@ class ScoresReader:
         """
         if not np.array_equal(stored, scored):
             raise StoreError(
-                f"{self.graphs.path}: the structures in this store are not those of {self.path}; use --store to give "
-                "the right store"
+                f"{self.graphs.path}: the structures in this store are not the structures of {self.path}; use --store "
+                "to give the right store"
             )
 
     def structures(self, rows: NDArray[np.int64]) -> list[Structure]:
-        """Structures of scattered rows.
+        """Return the structures of scattered rows.
 
         Raises:
-            StoreError: The structures cannot be read, or are not those of the scores.
+            StoreError: The structures cannot be read, or differ from the structures of the scores.
         """
         if len(rows) == 0:
             return []
         if self._last is not None and np.array_equal(self._last[0], rows):
-            return self._last[1]  # derived columns and output files ask for the same structures in turn
+            return self._last[1]  # derived columns and output files read the same structures one after the other
         arrays = read_structures(self.graphs, rows, (*_STRUCTURES, *_ATOMS))
         self.check_atoms(arrays["n_atoms"], self.rows("n_atoms", rows))
         ends = np.cumsum(arrays["n_atoms"], dtype=np.int64)
@@ -207,7 +207,7 @@ class ScoresReader:
 
 
 def place_of_graphs(path: str | Path, attrs: Mapping[str, Any], given: str | Path | None) -> str:
-    """Path of a dataset's graph store: as recorded in its attributes, or beside the dataset if it is not there.
+    """Return the path of a dataset's graph store: as recorded, or beside the dataset if the store was moved with it.
 
     Args:
         path: Path or URL of the dataset.
@@ -223,20 +223,20 @@ def place_of_graphs(path: str | Path, attrs: Mapping[str, Any], given: str | Pat
 
 
 def flag_meanings(attrs: Mapping[str, Any]) -> dict[str, int]:
-    """Value of each word of a flag variable, from its CF attributes; empty for other variables."""
+    """Return the value of each word of a flag variable, from its CF attributes; empty for other variables."""
     words = str(attrs.get("flag_meanings", "")).split()
     values = attrs.get("flag_values")
     return {} if values is None else {word: int(value) for word, value in zip(words, values, strict=True)}
 
 
 def picked(read: Read, rows: NDArray[np.int64], size: int, length: int) -> NDArray[Any]:
-    """Scattered rows of a chunked array; chunks far from any wanted row are not read.
+    """Return scattered rows of a chunked array; chunks far from all wanted rows are not read.
 
     Args:
-        read: Reads the rows from a start to a stop.
+        read: Function that returns the rows from a start up to, but not including, a stop.
         rows: int64[n], rows in any order.
-        size: Rows of a chunk.
-        length: Rows of the array.
+        size: Number of rows of a chunk.
+        length: Number of rows of the array.
     """
     if len(rows) == 0:
         return read(0, 0)
@@ -253,13 +253,13 @@ def picked(read: Read, rows: NDArray[np.int64], size: int, length: int) -> NDArr
 
 
 def picked_ranges(read: Read, starts: NDArray[np.int64], counts: NDArray[np.integer[Any]], size: int) -> NDArray[Any]:
-    """Concatenated ranges of rows of an array; ranges that begin close to each other are read together.
+    """Return concatenated ranges of rows of an array; ranges that begin close to each other are read together.
 
     Args:
-        read: Reads the rows from a start to a stop.
+        read: Function that returns the rows from a start up to, but not including, a stop.
         starts: int64[n], first row of each range, in any order.
         counts: int[n], number of rows of each range.
-        size: Rows of a chunk.
+        size: Number of rows of a chunk.
     """
     if len(starts) == 0:
         return read(0, 0)
@@ -275,9 +275,9 @@ def picked_ranges(read: Read, starts: NDArray[np.int64], counts: NDArray[np.inte
 
 
 def _cuts(chunks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Places at which to split wanted rows into separate reads.
+    """Return the places at which to split wanted rows into separate reads.
 
-    Starting a read takes longer than reading through one or two chunks without wanted rows.
+    Starting a read takes longer than reading one or two chunks without wanted rows.
 
     Args:
         chunks: int64[n], chunk of each wanted row, ascending.
@@ -288,7 +288,7 @@ def _cuts(chunks: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def read_structures(graphs: GraphStore, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Arrays of scattered structures of a graph store, with their atoms and edges concatenated.
+    """Return arrays of scattered structures of a graph store, with their atoms and edges concatenated.
 
     Args:
         graphs: The graph store.

@@ -1,4 +1,4 @@
-"""Tables in which a column appears twice, so that it is unclear which one is meant."""
+"""Check for columns that appear twice in a table, so that it is unclear which one is meant."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from ...pipeline.store.schema import (
 )
 from ...pipeline.store.shards import check_shards
 
-# Datasets up to this size are compared with their checksums when they are opened.
+# Datasets up to this uncompressed size are compared with their checksums when they are opened.
 _CHECKED_BYTES = 256 << 20
 CARRIED = ("structure_id", "source", "source_index")
 
@@ -104,7 +104,7 @@ STRUCTURE_ARRAYS = (
 
 
 def score_arrays(outputs: Sequence[OutputSpec]) -> tuple[ArraySpec, ...]:
-    """Arrays of the scores of a model. Outputs per atom are skipped, except that forces give `max_force`."""
+    """Return the arrays of the scores of a model. Outputs per atom are skipped, except that forces give `max_force`."""
     names = {spec.name for spec in outputs}
     known = [spec for spec in (*ENERGY_ARRAYS, *SPREAD_ARRAYS) if SOURCES.get(spec.name, spec.name) in names]
     members = [_members_array(spec.shape) for spec in outputs if spec.name == MEMBERS_ARRAY]
@@ -112,7 +112,7 @@ def score_arrays(outputs: Sequence[OutputSpec]) -> tuple[ArraySpec, ...]:
 
 
 def property_outputs(outputs: Sequence[OutputSpec]) -> list[OutputSpec]:
-    """Outputs per structure that become arrays without any change."""
+    """Return the outputs per structure that become arrays without any change."""
     return [spec for spec in outputs if spec.per == "structure" and spec.name not in _KNOWN]
 
 
@@ -134,7 +134,8 @@ def open_scores(path: str | Path) -> xr.Dataset:
     """Open a scores dataset, lazily.
 
     Every array has its `units`, its whole `description` and, for the axes of plots, a short `long_name`. `to_dataframe`
-    turns the dataset into a table. A local dataset of up to 256 MB is compared with its checksums when it is opened.
+    turns the dataset into a table. A local dataset of up to 256 MiB (uncompressed) is compared with its checksums when
+    it is opened.
 
     Example:
         >>> from equiscreen.screening import open_scores

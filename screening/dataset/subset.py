@@ -1,4 +1,4 @@
-"""Subsets: selected rows of a scores dataset, and of its graph store, as stores of their own."""
+"""Subsets: selected rows of a scores dataset, and of its graph store, written as separate stores."""
 
 from __future__ import annotations
 
@@ -79,12 +79,19 @@ class GraphSubset:
         self._subset = Subset(folder, store, list(graphs.specs.values()))
 
     def write(self, rows: NDArray[np.int64]) -> None:
-        """Append structures."""
+        """Append structures.
+
+        Args:
+            rows: int64[n], rows of the structures in the graph store, in any order.
+        """
         names = [name for name in self._graphs.specs if name not in START_ARRAYS]
         self._subset.write(read_structures(self._graphs, rows, names))
 
     def finish(self, size: int) -> str:
         """Assemble the store from its parts.
+
+        Args:
+            size: Number of structures.
 
         Returns:
             Hash of the store.

@@ -12,10 +12,10 @@ _HASH = "structure_hash"
 
 
 def best_first(scores: ScoresReader, rows: NDArray[np.int64], *keys: NDArray[np.generic]) -> NDArray[np.int64]:
-    """Indices that sort some rows by ascending keys: int64[n]; equal rows are ordered by structure hash, then by id.
+    """Return indices that sort rows by ascending keys: int64[n]; ties are ordered by structure hash, then by id.
 
-    The hash comes first, since ids are only record numbers if a source does not name its structures. Without a graph
-    store, which has the hashes, the ids decide.
+    The hash comes first, since ids are mere record numbers if a source does not name its structures. If the graph
+    store, which holds the hashes, cannot be read, only the ids decide.
 
     Args:
         scores: The dataset.
@@ -36,7 +36,7 @@ def best_first(scores: ScoresReader, rows: NDArray[np.int64], *keys: NDArray[np.
 
 
 def _places_by_name(scores: ScoresReader, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Place of each row in the order of structure hashes, then of ids: int64[n]."""
+    """Return the place of each row in the order of structure hashes, then of ids: int64[n]."""
     ids = scores.rows("structure_id", rows).tolist()
     try:
         hashes = [one.tobytes() for one in read_structures(scores.graphs, rows, [_HASH])[_HASH]]

@@ -37,7 +37,7 @@ PROPERTIES = "properties"
 # A part ends at whichever limit comes first: about a minute of one core with 7net-0.
 PART_EDGES = 500_000  # in all evaluations together
 PART_STRUCTURES = 256
-# Evaluations that the relaxation of a structure takes, about.
+# Approximate number of evaluations in the relaxation of a structure.
 _RELAXATION = 20
 _SECONDS_PER_HOUR = 3600
 
@@ -142,8 +142,8 @@ class _Plan:
         relax: Whether to relax the structures first.
 
     Raises:
-        ConfigError: A property or the preset is unknown, or the output is a URL.
-        ModelFileError: The model has no energy, forces or stress.
+        ConfigError: A property or the preset is unknown, a library is not installed, or the output is a URL.
+        ModelFileError: The model cannot be used, or lacks energy, forces or stress.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class _Plan:
         return any(one.has_finish for one in self.protocol.properties)
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Check that no graph store of another run, and no input, is in the way.
+        """Check that the graph store would not replace an input, or the graph store of another run.
 
         Raises:
             OutputExistsError: The graph store exists and may not be overwritten, or the run reads it.
@@ -280,7 +280,7 @@ class _Plan:
     def attrs(
         self, graphs_hash: str, manifests: Sequence[PartManifest], finished: Sequence[PartManifest], seconds: float
     ) -> dict[str, Any]:
-        """Root attributes of the dataset.
+        """Return the root attributes of the dataset.
 
         Args:
             graphs_hash: Hash of the graph store of the relaxed structures.
@@ -313,7 +313,7 @@ class _Plan:
 
 
 def expected_work(candidates: Candidates, protocol: Protocol) -> NDArray[np.int64]:
-    """Expected number of edges in all evaluations of each structure: int64[n]."""
+    """Return the expected number of edges in all evaluations of each structure: int64[n]."""
     graphs, rows = candidates.graphs, candidates.rows
     n_atoms, n_edges = graphs.n_atoms[rows].astype(np.int64), graphs.n_edges[rows].astype(np.int64)
     sizes, places = np.unique(n_atoms, return_inverse=True)
@@ -325,14 +325,14 @@ def expected_work(candidates: Candidates, protocol: Protocol) -> NDArray[np.int6
 
 
 def _finished_folder(run: StoreRun) -> Path:
-    """Folder of the parts with the last step of one material each."""
+    """Return the folder of the parts that hold the last step of one material each."""
     return run.staging.work / "finished"
 
 
 def _timing(
     manifests: Sequence[PartManifest], finished: Sequence[PartManifest], size: int, seconds: float
 ) -> dict[str, Any]:
-    """Cost of a run.
+    """Return the cost of a run.
 
     Args:
         manifests: Manifests of all parts, including those of earlier runs.
@@ -354,7 +354,7 @@ def potential_for(model: str | Path) -> OnnxPotential:
     """Load the model, and check that it has what properties need.
 
     Raises:
-        ModelFileError: The model has no energy, forces or stress.
+        ModelFileError: The model cannot be used, or lacks energy, forces or stress.
     """
     potential = OnnxPotential.load(model, threads=1)
     check_gradients(potential, model, "properties need")
@@ -362,7 +362,7 @@ def potential_for(model: str | Path) -> OnnxPotential:
 
 
 def summary(found: xr.Dataset, path: str | Path) -> str:
-    """Summary of a finished run: one line, and a warning if nothing was computed.
+    """Return a summary of a finished run: one line, and a warning if nothing was computed.
 
     Args:
         found: The dataset.

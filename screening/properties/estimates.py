@@ -28,8 +28,8 @@ class PropertiesEstimate:
 
     Attributes:
         structures: Number of structures.
-        cells: Number of cells to evaluate, at most.
-        seconds: Time on one core.
+        cells: Largest number of cells to evaluate, not counting relaxations.
+        seconds: Time on one core, s.
         sample: Number of structures that the time is extrapolated from.
         bytes_on_disk: Largest size of the outputs, without text columns and tables.
         bytes_of_memory: Memory of a worker.

@@ -1,4 +1,4 @@
-"""Evaluation of the cells of many materials together, in batches of one potential in one process."""
+"""Evaluation of the cells of many materials together, in batches, with one potential in one process."""
 
 from __future__ import annotations
 
@@ -54,13 +54,16 @@ def run_stages(
 ) -> dict[Key, Outcome]:
     """Drive the generators of some properties of some materials until all have returned.
 
-    In each round, the cells that they all wait for are evaluated together.
+    In each round, the cells that all of them wait for are evaluated together.
 
     Args:
-        started: Generators of `Property.stages`, by any key; a generator that raises an error other than `OutcomeError`
-            has the status failed, so that one material cannot end a run.
+        started: Generators from `Property.stages`, by any key. If a generator raises an error other than
+            `OutcomeError`, its outcome has the status ``failed``, so that one material cannot end a run.
         potential: Potential with energy, forces and stress.
-        plausibility: Bounds for relaxations of cells; None uses those of the potential.
+        plausibility: Bounds for relaxations of cells; None uses the bounds of the potential.
+
+    Returns:
+        The outcome of each generator, by key.
     """
     plausibility = plausibility or Plausibility.of(potential)
     outcomes: dict[Key, Outcome] = {}
@@ -99,7 +102,7 @@ def run_stages(
 def _results(
     wanted: Mapping[Key, Cells], potential: Potential, plausibility: Plausibility
 ) -> dict[tuple[Key, int], CellResult | OutcomeError]:
-    """Results of all cells that are waited for, by the key of their generator and their place among its cells."""
+    """Return the results of all requested cells, by the key of their generator and their place among its cells."""
     found: dict[tuple[Key, int], CellResult | OutcomeError] = {}
     kinds: dict[RelaxSettings | None, list[tuple[tuple[Key, int], Structure]]] = {}
     for key, cells in wanted.items():

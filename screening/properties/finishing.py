@@ -1,4 +1,4 @@
-"""The last, long step of some properties: a task of its own for each material, which needs no model."""
+"""The last, long step of some properties, which needs no model and is one task per material."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class FinishTask:
     """The last step of the properties of one material.
 
     Attributes:
-        number: Place of the material among those of the run.
-        source: Key of the part that holds its other results.
+        number: Place of the material among all materials of the run.
+        source: Key of the part that holds the other results of the material.
         row: Place of the material in that part.
         properties: All properties of the run.
         specs: Arrays of the dataset.
         symprec: Tolerance of searches for symmetry, angstrom.
-        parts: Folder of these parts.
+        parts: Folder of the parts that hold the other results.
         graphs: Folder of the parts of the graph store.
         folder: Folder of the parts that are written; each holds all arrays of one material.
-        skip: Whether the step, which killed its worker, is skipped.
+        skip: Whether to skip the step, because it killed its worker.
     """
 
     number: int
@@ -55,11 +55,11 @@ class FinishTask:
         return PartKey(self.number, 0, 1)
 
     def split(self) -> Sequence[FinishTask]:
-        """Always empty: a material cannot be divided."""
+        """Return no tasks, since a material cannot be divided."""
         return ()
 
     def skipped(self) -> FinishTask:
-        """The same task without the step."""
+        """Return the same task without the step."""
         return replace(self, skip=True)
 
 
@@ -102,7 +102,7 @@ def _finished(one: Property, material: Material, found: Mapping[str, Any]) -> Ou
 
 
 def _rows_of(task: FinishTask) -> dict[str, PartArray]:
-    """All rows of the material: one of each array with one row per structure, and those of the tables."""
+    """Return the rows of the material: one of each array per structure, and any number of each table."""
     arrays = read_part(task.parts, task.source, [spec.name for spec in task.specs])
     rows: dict[str, PartArray] = {}
     for spec in task.specs:
@@ -117,7 +117,7 @@ def _rows_of(task: FinishTask) -> dict[str, PartArray]:
 
 
 def _own(one: Property, rows: Mapping[str, PartArray]) -> dict[str, Any]:
-    """Row of each array of a property, and the rows of its tables."""
+    """Return the material's row of each array of a property, and its rows of each table."""
     found: dict[str, Any] = {spec.name: rows[spec.name][0] for spec in one.arrays}
     return found | {spec.name: rows[spec.name] for spec in one.tables}
 

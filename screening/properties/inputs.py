@@ -31,7 +31,7 @@ class Candidates:
 
     Attributes:
         graphs: Graph store of the structures.
-        scores: Scores dataset about them; None if the source is a graph store.
+        scores: Scores dataset of the structures; None if the source is a graph store.
         rows: int64[n], rows of the structures, ascending.
         left_out: Number of rows that the filter or the limit leaves out.
     """
@@ -54,9 +54,9 @@ class Candidates:
             store: Graph store of the dataset, if it was moved.
 
         Raises:
-            SourceError: The source is not a store.
+            SourceError: The source is a file of structures.
             StoreError: The source or its graph store cannot be read, or no structure meets the filter.
-            ConfigError: The filter is invalid, or there is a filter for a graph store; or the limit is below 1.
+            ConfigError: The filter is invalid, or is given for a graph store; or the limit is below 1.
         """
         if limit is not None and limit < 1:
             raise ConfigError(f"the limit is {limit} structures; it must be at least 1")
@@ -64,7 +64,7 @@ class Candidates:
         if open_root(path, SCORES_SCHEMA, GRAPH_SCHEMA).attrs["schema"] == GRAPH_SCHEMA:
             if where is not None:
                 raise ConfigError(
-                    f"{path} is a graph store, which has no columns for --where; give the dataset of "
+                    f"{path} is a graph store, which --where cannot filter; give the dataset of "
                     "`equiscreen relax`, `hull` or `select` instead"
                 )
             graphs, scores = GraphStore(path), None
@@ -78,10 +78,10 @@ class Candidates:
         return cls(graphs, scores, chosen, (len(graphs) if scores is None else len(scores)) - len(chosen))
 
     def columns(self, taken: Collection[str]) -> tuple[ArraySpec, ...]:
-        """Columns of the source that are carried along.
+        """Return the columns of the source that are copied to the new dataset.
 
         Args:
-            taken: Names of arrays that the new dataset has itself.
+            taken: Names of arrays that are computed for the new dataset.
         """
         if self.scores is not None:
             given = list(self.scores.specs.values())
@@ -90,7 +90,7 @@ class Candidates:
         return tuple(spec for spec in given if spec.dims[0] == STRUCTURE and spec.name not in taken)
 
     def inputs(self) -> list[InputStore]:
-        """The stores that are read."""
+        """Return the stores that are read."""
         graphs = [InputStore.of(self.graphs)]
         if self.scores is None:
             return graphs
@@ -98,7 +98,7 @@ class Candidates:
         return [*graphs, InputStore(path, self.scores.hash, SCORES_SCHEMA)]
 
     def place(self) -> RowsOnDisk:
-        """How workers find the structures."""
+        """Return the paths and hashes with which workers open the structures."""
         scores = None
         if self.scores is not None:
             scores = str(absolute(Path(self.scores.path))) if "://" not in str(self.scores.path) else self.scores.path
@@ -136,18 +136,18 @@ class RowsOnDisk:
         return opened(self.graphs, self.graphs_hash)
 
     def block(self, rows: NDArray[np.int64]) -> GraphBlock:
-        """Graphs of some structures."""
+        """Return the graphs of some structures."""
         graphs = self.graph_store
         runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
         return GraphBlock.concatenate([graphs.block(int(run[0]), int(run[-1]) + 1, labels=False) for run in runs])
 
     def graph_columns(self, names: Collection[str], rows: NDArray[np.int64]) -> dict[str, PartArray]:
-        """Identifiers and sources of some structures, and further columns of the graph store."""
+        """Return the ids and sources of some structures, and further columns of the graph store."""
         found = read_structures(self.graph_store, rows, (*CARRIED, *names))
         return {name: _listed(values) for name, values in found.items()}
 
     def columns(self, names: Collection[str], rows: NDArray[np.int64]) -> dict[str, PartArray]:
-        """Identifiers and sources of some structures, and columns that are carried along.
+        """Return the ids and sources of some structures, and columns to copy.
 
         Raises:
             StoreError: A store cannot be read, or has changed.
@@ -174,7 +174,7 @@ def _scores(path: str, store_hash: str) -> ScoresReader:
 
 
 def _store_in(source: str | Path) -> str | Path:
-    """The dataset at a path, or in a folder of results.
+    """Return the path of the store at a path, or of the dataset in a folder of results.
 
     Raises:
         SourceError: The path is a file of structures.
@@ -189,7 +189,7 @@ def _store_in(source: str | Path) -> str | Path:
 
 
 def _rows(scores: ScoresReader, where: str | None) -> NDArray[np.int64]:
-    """Rows that meet a filter: int64[n]; all rows without one."""
+    """Return the rows that meet a filter: int64[n]; all rows without a filter."""
     if where is None:
         return np.arange(len(scores), dtype=np.int64)
     condition = parse_filter(where, variables_of(scores))

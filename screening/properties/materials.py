@@ -36,7 +36,7 @@ class Protocol:
         properties: The properties.
         relaxation: Relaxation that precedes them.
         relax: Whether to relax; otherwise structures are taken as they are, and those that do not meet the criteria of
-            `relaxation` have the status ``not_relaxed`` besides their properties.
+            `relaxation` have the status ``not_relaxed``, although their properties are computed.
         plausibility: Bounds outside of which a result is meaningless.
     """
 
@@ -47,10 +47,10 @@ class Protocol:
 
     @classmethod
     def of(cls, preset: Preset, what: Sequence[str], potential: Potential, *, relax: bool = True) -> Self:
-        """The protocol of a preset for some properties, by name.
+        """Return the protocol of a preset for the named properties.
 
         Raises:
-            ConfigError: The preset does not define a property, or a library that one needs is not installed.
+            ConfigError: The preset does not define a property, or a property needs a library that is not installed.
         """
         properties = preset.chosen(what)
         for one in properties:
@@ -63,8 +63,8 @@ class Computed:
     """Result for one material.
 
     Attributes:
-        relaxed: Result of its relaxation, or of its evaluation if it was not to be relaxed.
-        prepared: Outcome of that step: its status and a note.
+        relaxed: Result of the relaxation or, without a relaxation, of the evaluation.
+        prepared: Status and note of the relaxation or evaluation.
         outcomes: Outcome of each property, by name.
     """
 
@@ -74,7 +74,7 @@ class Computed:
 
     @classmethod
     def without_properties(cls, relaxed: Relaxed, prepared: Outcome, properties: Sequence[Property]) -> Self:
-        """A material whose properties are not computed because of its structure."""
+        """Return the result for a material whose properties are not computed."""
         return cls(relaxed, prepared, dict.fromkeys((one.name for one in properties), prepared))
 
 
@@ -122,7 +122,7 @@ def _relaxed(structures: Sequence[Structure], potential: Potential, protocol: Pr
 
 
 def _prepared(structure: Structure, relaxed: Relaxed, protocol: Protocol) -> Outcome:
-    """Whether the properties of a structure can be computed, after its relaxation."""
+    """Return the outcome of a structure's relaxation; it is ok if properties can be computed."""
     try:
         check_crystal(structure)
     except OutcomeError as error:

@@ -1,4 +1,4 @@
-"""Output of a computation of properties: arrays of the dataset, and its rows."""
+"""Output of a computation of properties: the arrays of the dataset and their rows."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _STATUS = structure_array(
 
 
 def base_arrays(relaxation: RelaxSettings) -> tuple[ArraySpec, ...]:
-    """Arrays about the relaxed structures, which are those of a relaxation but for the meanings of the status."""
+    """Return the arrays of a relaxation, in which the status has the meanings of `PROPERTY_STATUSES`."""
     return tuple(_STATUS if spec.name == "status" else spec for spec in relaxed_arrays(relaxation))
 
 
 def property_arrays(properties: Sequence[Property]) -> tuple[ArraySpec, ...]:
-    """Arrays of some properties, with one row per structure.
+    """Return the arrays of some properties, with one row per structure.
 
     Raises:
         ConfigError: Two properties have an array or table of the same name.
@@ -44,12 +44,12 @@ def property_arrays(properties: Sequence[Property]) -> tuple[ArraySpec, ...]:
 
 
 def table_arrays(properties: Sequence[Property]) -> tuple[ArraySpec, ...]:
-    """Arrays of some properties, with any number of rows per structure."""
+    """Return the arrays of some properties, with any number of rows per structure."""
     return tuple(spec for one in properties for spec in one.tables)
 
 
 def table_dims(properties: Sequence[Property]) -> tuple[str, ...]:
-    """First dims of the tables of some properties."""
+    """Return the first dims of the tables of some properties."""
     return tuple(dict.fromkeys(spec.dims[0] for spec in table_arrays(properties)))
 
 
@@ -60,11 +60,14 @@ def _count_array(dim: str) -> ArraySpec:
 
 
 def property_rows(properties: Sequence[Property], outcomes: Sequence[Mapping[str, Outcome]]) -> dict[str, PartArray]:
-    """Rows of the arrays and tables of some properties.
+    """Return the rows of the arrays and tables of some properties.
 
     Args:
         properties: The properties.
         outcomes: Outcome of each property, by name, for each structure.
+
+    Raises:
+        ValueError: A property returned tables along one dim with different numbers of rows.
     """
     rows: dict[str, PartArray] = {}
     for one in properties:
@@ -83,7 +86,7 @@ def property_rows(properties: Sequence[Property], outcomes: Sequence[Mapping[str
 
 
 def _joined(spec: ArraySpec, parts: Sequence[PartArray]) -> PartArray:
-    """Rows of a table, from those of several structures."""
+    """Return the rows of a table for several structures, one structure after another."""
     if spec.dtype == TEXT:
         return [text for part in parts for text in part]
     arrays = [np.asarray(part) for part in (empty_rows(spec, 0), *parts)]
@@ -91,7 +94,7 @@ def _joined(spec: ArraySpec, parts: Sequence[PartArray]) -> PartArray:
 
 
 def _filled(spec: ArraySpec, values: Sequence[Any]) -> PartArray:
-    """Rows of an array from values, some of which are missing."""
+    """Return the rows of an array, with fill values where a value is None."""
     filled = empty_rows(spec, len(values))
     for place, value in enumerate(values):
         if value is not None:
@@ -100,7 +103,7 @@ def _filled(spec: ArraySpec, values: Sequence[Any]) -> PartArray:
 
 
 def status_rows(computed: Sequence[Computed], changed: NDArray[np.bool_]) -> dict[str, PartArray]:
-    """Rows of the status of some materials and of its note.
+    """Return the rows of `status` and `status_note` for some materials.
 
     Args:
         computed: Results of the materials.
@@ -115,14 +118,14 @@ def status_rows(computed: Sequence[Computed], changed: NDArray[np.bool_]) -> dic
 
 
 def overall(prepared: int, outcomes: Mapping[str, Outcome]) -> int:
-    """Status of a material: that of its relaxation or, if that is ok, of the first property that is not."""
+    """Return the status of the relaxation or, if that is ok, of the first property whose status is not ok."""
     if prepared != OK:
         return prepared
     return next((outcome.status for outcome in outcomes.values() if outcome.status != OK), OK)
 
 
 def notes(outcomes: Mapping[str, Outcome]) -> list[str]:
-    """Notes of some properties, with their names; a note that all of them share is given once."""
+    """Return the notes of some properties, with their names; a note that all of them share is given once."""
     told = {name: outcome.note for name, outcome in outcomes.items() if outcome.note}
     if len(told) == len(outcomes) and len(set(told.values())) == 1:
         return [next(iter(told.values()))]
@@ -130,5 +133,5 @@ def notes(outcomes: Mapping[str, Outcome]) -> list[str]:
 
 
 def table_counts(properties: Sequence[Property], rows: Mapping[str, PartArray]) -> dict[str, int]:
-    """Number of rows along the first dim of the tables of some properties."""
+    """Return the number of rows along the first dim of the tables of some properties."""
     return {dim: int(np.asarray(rows[f"n_{dim}"]).sum()) for dim in table_dims(properties)}

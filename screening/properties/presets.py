@@ -21,13 +21,13 @@ from .protocol import Property
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A protocol.
+    """A protocol by which properties are computed.
 
     Attributes:
         name: Name of the preset, as in ``--preset``.
         relaxation: Relaxation of each crystal before its properties are computed. If it keeps the space group, crystals
             are symmetrized first (`screening.relaxation.symmetry.symmetrized`).
-        properties: The properties that it defines.
+        properties: The properties that the preset defines.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Preset:
     properties: tuple[Property, ...]
 
     def chosen(self, names: Sequence[str]) -> tuple[Property, ...]:
-        """The properties with the given names, in the order of the names.
+        """Return the properties with the given names, in the order of the names.
 
         Raises:
             ConfigError: A name is unknown or given twice, or there is none.
@@ -51,7 +51,7 @@ class Preset:
         return tuple(known[name] for name in names)
 
     def record(self, names: Sequence[str]) -> dict[str, Any]:
-        """The settings of some properties and of the relaxation, as JSON."""
+        """Return the settings of some properties and of the relaxation, as content for JSON."""
         own = {one.name: asdict(one) for one in self.chosen(names)}  # type: ignore[call-overload]
         return {"preset": self.name, "relaxation": asdict(self.relaxation), "properties": own}
 
@@ -84,8 +84,8 @@ _PRESETS = (
             ),
         ),
     ),
-    # The benchmark of thermal conductivities phonondb-103 (Póta et al., arXiv:2408.00755). It relaxes with FIRE, to the
-    # same criterion.
+    # phonondb-103, a benchmark of thermal conductivities (Póta et al., arXiv:2408.00755). The benchmark relaxes with
+    # FIRE, to the same criterion.
     Preset(
         "phonondb-103",
         RelaxSettings(fmax=1e-4, smax=None, max_steps=300, fix_symmetry=True, symprec=1e-5),
@@ -96,7 +96,7 @@ PRESETS = {one.name: one for one in _PRESETS}
 
 
 def preset_named(name: str) -> Preset:
-    """Return a preset.
+    """Return the preset with a given name.
 
     Raises:
         ConfigError: No preset has this name.

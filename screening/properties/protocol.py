@@ -1,4 +1,4 @@
-"""What a property is: the cells that it needs for a material, and the values that it computes from them.
+"""Definition of a property: the cells that it needs for a material, and the values that it computes from them.
 
 A property is a frozen dataclass whose fields are its settings. It never calls a model. `Property.stages` is a
 generator: it yields `Cells` to evaluate (or to relax), receives their results, may yield further cells that depend on
@@ -14,10 +14,9 @@ The run drives the generators of many materials and properties side by side and 
 that are not finite, ends the property of its material, so that `stages` sees valid results only.
 
 Every value that a property returns belongs to an array that it declares: `Property.arrays` with one row per structure
-(values that an
-outcome lacks are NaN, zero, false or empty), and `Property.tables` with any number of rows per structure, such as force
-constants. Tables with the same first dim have the same number of rows for a structure; the dataset holds this number as
-``n_<dim>``, and the rows of all structures one after another.
+(values that an outcome lacks are NaN, zero, false or empty), and `Property.tables` with any number of rows per
+structure, such as force constants. Tables with the same first dim have the same number of rows for a structure; the
+dataset holds this number as ``n_<dim>``, and the rows of all structures one after another.
 
 A property whose last step is long and needs no model, such as a thermal conductivity, sets `Property.has_finish` and
 does this step in `Property.finish`. It runs as a task of its own for each material, after all cells are evaluated; an
@@ -41,8 +40,8 @@ from ...pipeline.store.schema import ArraySpec, flags, structure_array
 from ...pipeline.structures.structure import Structure
 from ..relaxation.batched import RelaxSettings
 
-# Outcomes of a property, and of a material, whose status is that of its relaxation or else the first of its properties'
-# that is not ok.
+# Statuses of a property, and of a material. A material has the status of its relaxation or, if that is ok, of its first
+# property that is not ok.
 PROPERTY_STATUSES = (
     "ok",
     "imaginary_modes",
@@ -57,7 +56,7 @@ OK, IMAGINARY_MODES, SYMMETRY_CHANGED, NOT_RELAXED, NOT_APPLICABLE, TOO_LARGE, F
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """Cells of one material that a property wants evaluated.
+    """Cells of one material that a property needs evaluated.
 
     Attributes:
         structures: The cells.
@@ -208,34 +207,34 @@ class Property(ABC):
 
 
 def status_array(owner: Property) -> ArraySpec:
-    """The array that holds the status of a property."""
+    """Return the definition of the array that holds the status of a property."""
     return structure_array(
         f"{owner.name}_status", "uint8", f"outcome of the property {owner.name}", **flags(PROPERTY_STATUSES)
     )
 
 
 def table_array(name: str, dim: str, description: str, units: str, *dims: str) -> ArraySpec:
-    """A float64 table of a property.
+    """Return the definition of a float64 table of a property.
 
     Args:
         name: Name of the table.
-        dim: Its first dim, along which a structure has any number of rows.
-        description: What it holds.
-        units: Its unit.
-        *dims: Its further dims.
+        dim: First dim, along which a structure has any number of rows.
+        description: What the table holds.
+        units: Unit of the values.
+        *dims: Further dims.
     """
     return ArraySpec(name, (dim, *dims), "float64", {"description": description, "units": units})
 
 
 def check_numbers(settings: Property, zero_allowed: Sequence[str] = ()) -> None:
-    """Check that the settings that are float numbers are finite and positive.
+    """Check that all floating-point settings of a property are finite and positive.
 
     Args:
         settings: A property.
         zero_allowed: Names of settings that may also be zero.
 
     Raises:
-        ConfigError: One is not.
+        ConfigError: A setting is out of range.
     """
     for one in fields(settings):  # type: ignore[arg-type]  # every property is a dataclass
         value = getattr(settings, one.name)
@@ -249,7 +248,7 @@ def check_crystal(structure: Structure) -> None:
     """Check that a structure is periodic in three directions.
 
     Raises:
-        OutcomeError: It is a molecule, a chain or a slab.
+        OutcomeError: The structure is a molecule, a chain or a slab.
     """
     if not structure.pbc.all():
         kind = ("a molecule", "a chain", "a slab")[int(structure.pbc.sum())]
@@ -264,7 +263,7 @@ def check_installed(needed_by: str, libraries: Sequence[str]) -> None:
         libraries: Names of the packages.
 
     Raises:
-        ConfigError: One of them is missing.
+        ConfigError: A library is missing.
     """
     for library in libraries:
         if find_spec(library) is None:

@@ -33,13 +33,13 @@ class PropertyTask:
         rows: Rows of the structures of the part in their stores.
         begin, end: Structures to process, as places among `rows`; a part whose worker died is divided.
         place: Stores of the structures.
-        columns: Columns to carry along.
+        columns: Columns to copy from the source.
         graph_columns: Input columns to copy from the graph store.
         model_sha256: SHA-256 of the model file, which identifies the worker plugin that holds its session.
         protocol: What is computed.
         folder: Folder of the parts of the dataset; the manifest in it is written last, and marks the part as complete.
         graphs: Folder of the parts of the graph store.
-        skip: Whether the structure, which killed its worker, is recorded without being processed.
+        skip: Whether to record the structure without processing it, because it killed its worker.
     """
 
     number: int
@@ -61,11 +61,11 @@ class PropertyTask:
         return PartKey(self.number, self.begin, self.end)
 
     def split(self) -> Sequence[PropertyTask]:
-        """The same work in two tasks; empty for a single structure."""
+        """Return the same work as two tasks; no tasks for a single structure."""
         return [replace(self, begin=half.begin, end=half.end) for half in self.key.halves()]
 
     def skipped(self) -> PropertyTask:
-        """The same task without the computation."""
+        """Return the same task without the computation."""
         return replace(self, skip=True)
 
 

@@ -1,9 +1,10 @@
 """Batched relaxation: many structures at once, atoms and cell together, with one potential in one process.
 
 The coordinates of a structure are relative to its current geometry: the displacements of its atoms, and a symmetric
-strain that deforms the cell with its atoms. The gradient consists of minus the forces, and the virial. The strain is
-multiplied by a length, so that all coordinates are lengths with about the same stiffness: a crystal resists a strain
-with some 15 eV/atom, and the displacement of one atom with some 10 eV/angstrom^2.
+strain that deforms the cell with its atoms. The gradient consists of the negative forces and the derivative of the
+energy with respect to strain, here called the virial. The strain is multiplied by a length, so that all coordinates are
+lengths with about the same stiffness: a crystal resists a strain with about 15 eV/atom, and the displacement of one
+atom with about 10 eV/angstrom^2.
 """
 
 from __future__ import annotations
@@ -168,10 +169,9 @@ class Relaxed:
         frames: All points, first and last included, if the settings ask for a trajectory.
         saddle: The relaxed structure before a rattle led to a lower energy; None without a rattle, or if the rattle did
             not lower the energy.
-        rattled_energy: Total energy after the relaxation that follows a rattle, eV; NaN without one.
+        rattled_energy: Total energy after the relaxation that follows a rattle, eV; NaN without a rattle.
         reason: Why the relaxation failed, or what makes its result implausible; empty if neither applies.
-        remarks: Notes on settings that had no effect: the cell of a slab is kept, or a pressure has no volume to act
-            on.
+        remarks: Notes on settings that had no effect, such as a pressure on a slab.
     """
 
     status: int
@@ -211,7 +211,7 @@ def relax_structures(
         structures: Pairs of a key and a structure.
         potential: Potential with energy, forces and stress.
         settings: Settings of the relaxation; None uses the defaults.
-        plausibility: Bounds outside of which a result is meaningless; None uses those of the potential.
+        plausibility: Bounds outside of which a result is meaningless; None uses the bounds of the potential.
         edges_in_flight: Structures are added to the batch until it has this many edges.
 
     Yields:
@@ -295,10 +295,10 @@ class _Graph:
     frac_coord: NDArray[np.float64]
 
     def holds(self, cell: NDArray[np.float64], frac: NDArray[np.float64], cutoff: float, skin: float) -> bool:
-        """Whether the list still contains every pair within the cutoff.
+        """Return whether the list still contains every pair within the cutoff.
 
         Since the search, positions have been deformed with the cell and then displaced by at most u. A distance is now
-        at least its value at the search, times the smallest stretch of the deformation, minus 2 u.
+        at least its value at the search times the smallest stretch of the deformation, minus 2 u.
 
         Args:
             cell: float64[3, 3], current lattice vectors as rows, angstrom.
@@ -364,7 +364,7 @@ class _Relaxation:
         self._find_neighbors(TOO_LARGE)
 
     def _relaxing_axes(self) -> NDArray[np.bool_]:
-        """Lattice vectors in whose directions the cell relaxes: bool[3]."""
+        """Return the lattice vectors in whose directions the cell relaxes: bool[3]."""
         pbc, chosen = self.structure.pbc, self.settings.cell_axes
         if self.settings.fix_cell or not (chosen or self.is_crystal):
             return np.zeros(3, dtype=bool)
@@ -386,7 +386,7 @@ class _Relaxation:
         return len(self.graph.neighbors.neighbor)
 
     def _new_descent(self) -> Descent:
-        """An optimizer without history."""
+        """Return an optimizer without history."""
         match self.settings.optimizer:
             case Optimizer.FIRE:
                 return Fire(LONGEST_STEP)
@@ -411,7 +411,7 @@ class _Relaxation:
         self.graph = _Graph(found, self.cell.copy(), self.frac.copy())
 
     def block(self) -> GraphBlock:
-        """Graph of the current geometry. Edges beyond the cutoff are skipped when a neighbour table is made from it."""
+        """Return the graph of the current geometry; neighbour tables made from it skip edges beyond the cutoff."""
         near = self.graph.neighbors
         return GraphBlock(
             n_atoms=np.array([len(self.structure)], dtype=np.int32),
@@ -467,7 +467,7 @@ class _Relaxation:
             self._find_neighbors(EXPLODED)
 
     def _here(self) -> Structure:
-        """Structure of the current geometry, with atoms wrapped into the cell."""
+        """Return the structure of the current geometry, with atoms wrapped into the cell."""
         numbers, pbc = self.structure.atomic_number, self.structure.pbc
         try:
             return Structure.from_fractional(numbers, self.cell, self.frac, pbc)
@@ -475,7 +475,7 @@ class _Relaxation:
             raise self._failed(EXPLODED, str(error)) from error
 
     def _virial(self, frame: Frame) -> NDArray[np.float64]:
-        """Volume times (stress + external pressure), in the directions that relax: float64[3, 3], eV."""
+        """Return volume times (stress + external pressure), in the directions that relax: float64[3, 3], eV."""
         if not self.is_crystal:  # in vacuum, without pressure
             return in_directions(frame.virial, self.cell, self.axes)[0]
         pressure = self.settings.pressure * GPA * np.eye(3)
@@ -483,7 +483,7 @@ class _Relaxation:
         return virial if self.axes.all() else in_directions(virial, self.cell, self.axes)[0]
 
     def _converged(self, frame: Frame) -> bool:
-        """Whether forces and cell meet the convergence criteria.
+        """Return whether forces and cell meet the convergence criteria.
 
         If the space group is kept, only the symmetric part of the forces and of the virial counts, as with ASE's
         FixSymmetry: steps cannot reduce the rest, which a model without mirror symmetry has for any crystal.
@@ -502,7 +502,7 @@ class _Relaxation:
     def _symmetric(
         self, forces: NDArray[np.float64], virial: NDArray[np.float64] | None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """Forces and virial, or their symmetric parts if the space group is kept."""
+        """Return forces and virial, or their symmetric parts if the space group is kept."""
         if self.symmetric is None:
             return forces, virial
         parts = self.symmetric.projected(forces if virial is None else np.concatenate([forces, virial]), self.cell)
@@ -563,7 +563,7 @@ class _Relaxation:
         self._move(displacement - displacement.mean(axis=0), strain)
 
     def _done(self, status: int, frame: Frame) -> _Ended:
-        """The end of a relaxation that has converged or used all its steps.
+        """Return the end of a relaxation that has converged or used all its steps.
 
         The point reached after a rattle is used if it converged to a lower energy; otherwise, the point before the
         rattle.
@@ -587,26 +587,26 @@ class _Relaxation:
         )
 
     def _doubt(self, frame: Frame) -> str:
-        """What makes the current point implausible, as text; empty if nothing does, or if extrapolation is allowed."""
+        """Return what makes the current point implausible; empty if nothing does, or if extrapolation is allowed."""
         if self.settings.allow_extrapolation:
             return ""
         found = Evaluation(np.array([frame.energy]), frame.forces, frame.stress[None])
         return self.plausibility.doubts(self.block(), found)[0]
 
     def _failed(self, status: int, reason: str) -> _Ended:
-        """The end of a failed relaxation: return the initial structure or, after a rattle, the relaxed one."""
+        """Return the end of a failed relaxation, with the initial structure or, after a rattle, the point before it."""
         if self.saddle is not None:
             return _Ended(Relaxed(OK, self.first, self.saddle, self.n_steps, tuple(self.frames), remarks=self.remarks))
         return _Ended(Relaxed(status, self.first, self.first, self.n_steps, tuple(self.frames), reason=reason))
 
 
 def _longest(rows: NDArray[np.float64]) -> float:
-    """Largest norm of any row of float64[n, 3]."""
+    """Return the largest norm of the rows of an array, float64[n, 3]."""
     return float(np.sqrt(np.einsum("ij,ij->i", rows, rows).max()))
 
 
 def _exponential(strain: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Exponential of a symmetric matrix: float64[3, 3]."""
+    """Return the exponential of a symmetric matrix: float64[3, 3]."""
     values, vectors = np.linalg.eigh((strain + strain.T) / 2)
     out: NDArray[np.float64] = (vectors * np.exp(values)) @ vectors.T
     return out

@@ -104,11 +104,12 @@ class Lbfgs:
         tolerance: Largest rise of the energy that counts as rounding, eV.
         memory: Number of steps in the history.
         stiffness: Stiffness assumed for a step without history, eV/angstrom^2.
-        bound: Current bound of a step of one row, angstrom.
+        bound: Current upper bound of the step of one row, angstrom.
         steps: Steps of the history, float64[n, 3] each, angstrom.
         changes: Change of the gradient along each of these steps, float64[n, 3] each, eV/angstrom.
-        last_step: The last step: float64[n, 3], angstrom; None before the first.
-        last_gradient: Gradient at the point that the last step started from: float64[n, 3], eV/angstrom.
+        last_step: The last step: float64[n, 3], angstrom; None before the first step.
+        last_gradient: Gradient at the point that the last step started from: float64[n, 3], eV/angstrom; None before
+            the first step.
         last_energy: Energy at the point that the last step started from, eV.
     """
 
@@ -151,7 +152,7 @@ class Lbfgs:
             del self.steps[: -self.memory], self.changes[: -self.memory]
 
     def _direction(self, gradient: Rows) -> Rows:
-        """Minus the approximate inverse Hessian times the gradient, by Nocedal's two-loop recursion: float64[n, 3]."""
+        """Return minus the approximate inverse Hessian times the gradient (two-loop recursion): float64[n, 3]."""
         out = -gradient
         pairs = list(zip(self.steps, self.changes, strict=True))
         shares = []

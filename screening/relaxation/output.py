@@ -55,7 +55,7 @@ RATTLE_ARRAYS = (
 
 
 def trajectory_name(key: PartKey, size: int) -> str:
-    """File name of the trajectories of a part.
+    """Return the file name of the trajectories of a part.
 
     Args:
         key: Key of the part.
@@ -66,20 +66,20 @@ def trajectory_name(key: PartKey, size: int) -> str:
 
 
 def relaxed_arrays(settings: RelaxSettings) -> tuple[ArraySpec, ...]:
-    """Arrays of the scores dataset of a relaxation."""
+    """Return the arrays of the scores dataset of a relaxation."""
     status = structure_array("status", "uint8", "outcome of the relaxation", **flags(RELAX_STATUSES))
     others = tuple(spec for spec in STRUCTURE_ARRAYS if spec.name != "status")
     return (*ENERGY_ARRAYS, *RELAX_ARRAYS, *(RATTLE_ARRAYS if settings.rattle else ()), status, *others)
 
 
 def relaxed_graph_arrays(columns: Sequence[str]) -> tuple[ArraySpec, ...]:
-    """Arrays of the graph store of the relaxed structures, with the columns of the input."""
+    """Return the arrays of the graph store of the relaxed structures, with the columns of the input."""
     mapping = LabelMapping(columns=list(columns)).with_ase_defaults().only(set(LABELS) | set(columns))
     return graph_schema(mapping)
 
 
 def score_rows(block: GraphBlock, found: Sequence[Relaxed], settings: RelaxSettings) -> dict[str, Any]:
-    """Rows of the scores dataset, without structure ids and sources.
+    """Return the rows of the scores dataset, without structure ids and sources.
 
     Args:
         block: Input structures.
@@ -120,7 +120,7 @@ def score_rows(block: GraphBlock, found: Sequence[Relaxed], settings: RelaxSetti
 
 
 def graph_rows(structures: Sequence[Structure], found: Sequence[Relaxed], cutoff: float) -> dict[str, Any]:
-    """Rows of the graph store of the relaxed structures, without structure ids, sources or columns.
+    """Return the rows of the graph store of the relaxed structures, without structure ids, sources or columns.
 
     Args:
         structures: Structures to store; see `final_structures`.
@@ -149,12 +149,12 @@ def graph_rows(structures: Sequence[Structure], found: Sequence[Relaxed], cutoff
 
 
 def kept_status(status: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Status flags of the input structures that also hold for the relaxed ones: uint8[n]."""
+    """Return the status flags of the input structures that also hold for the relaxed ones: uint8[n]."""
     return np.asarray(status & STATUS_REPEATED_ID, dtype=np.uint8)
 
 
 def final_structures(given: Sequence[Structure], found: Sequence[Relaxed]) -> list[Structure]:
-    """Structures after the relaxation; the input structure if there is no result."""
+    """Return the structures after the relaxation; the input structure if there is no result."""
     return [s if one.last is None else one.last.structure for s, one in zip(given, found, strict=True)]
 
 
@@ -166,7 +166,7 @@ def _atoms_of(block: GraphBlock) -> list[slice]:
 
 
 def _stresses(found: Sequence[Relaxed]) -> list[PartialStress]:
-    """Stress of each relaxed structure; NaN without a result."""
+    """Return the stress of each relaxed structure; NaN without a result."""
     unknown = PartialStress(np.full((1, 3, 3), np.nan), np.full((1, 3, 3), np.nan), np.full(1, np.nan))
     return [
         unknown
@@ -179,21 +179,21 @@ def _stresses(found: Sequence[Relaxed]) -> list[PartialStress]:
 
 
 def _energy(frame: Frame | None) -> float:
-    """Total energy of a point of a relaxation, eV; NaN without a point."""
+    """Return the total energy of a point of a relaxation, eV; NaN without a point."""
     return float("nan") if frame is None else frame.energy
 
 
 def _max_force(frame: Frame | None) -> float:
-    """Largest force on any atom at a point of a relaxation, eV/angstrom; NaN without a point."""
+    """Return the largest force on any atom at a point of a relaxation, eV/angstrom; NaN without a point."""
     return float("nan") if frame is None else float(np.linalg.norm(frame.forces, axis=1).max())
 
 
 def _volume(structure: Structure) -> float:
-    """Volume of a structure that is periodic in three directions, angstrom^3; otherwise NaN."""
+    """Return the volume of a structure that is periodic in three directions, angstrom^3; otherwise NaN."""
     return structure.volume if structure.pbc.all() else float("nan")
 
 
 def _space_groups(structures: Sequence[Structure], symprec: float) -> NDArray[np.int16]:
-    """Space group numbers: int16[n]; 0 if none is found, or without periodicity in three directions."""
+    """Return space group numbers: int16[n]; 0 if none is found, or without periodicity in three directions."""
     found = [find_symmetry(s, symprec) if s.pbc.all() else None for s in structures]
     return np.array([0 if one is None else one.number for one in found], dtype=np.int16)

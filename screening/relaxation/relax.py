@@ -39,10 +39,10 @@ from .output import relaxed_arrays, relaxed_graph_arrays, trajectory_name
 from .relaxed_graphs import RelaxedGraphs
 
 RELAXED = "relaxed"
-# Folder in the working folder of the run.
+# Name of the folder of trajectories in the working folder of the run.
 TRAJECTORIES = "trajectories"
-# A part ends at whichever limit comes first. A killed worker loses at most one part: with 7net-0, some eight seconds of
-# one core.
+# A part ends at whichever limit comes first. A killed worker loses at most one part: with 7net-0, about eight seconds
+# of one core.
 PART_EDGES = 5_000
 PART_STRUCTURES = 256
 _SECONDS_PER_HOUR = 3600
@@ -97,8 +97,8 @@ def relax(
 
     Raises:
         StoreError: The store cannot be read, or it changed during the run.
-        ModelFileError: The model cannot be used, lacks energy, forces or stress, or its cutoff exceeds that of the
-            graphs.
+        ModelFileError: The model cannot be used, lacks energy, forces or stress, or its cutoff exceeds the cutoff of
+            the graphs.
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: An output exists, or another run is writing it.
         ConfigError: The limit is below 1, or the output is a URL.
@@ -147,7 +147,8 @@ class _RelaxPlan:
 
     Raises:
         ConfigError: The limit is below 1, or the output is a URL.
-        ModelFileError: The model has no forces or stress, or its cutoff exceeds that of the graphs.
+        ModelFileError: The model cannot be used, lacks energy, forces or stress, or its cutoff exceeds the cutoff of
+            the graphs.
     """
 
     def __init__(
@@ -270,7 +271,7 @@ class _RelaxPlan:
     def attrs(
         self, graphs_hash: str, statuses: Mapping[str, int], remarks: Mapping[str, int], timing: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Root attributes of the scores dataset.
+        """Return the root attributes of the scores dataset.
 
         Args:
             graphs_hash: Hash of the graph store of the relaxed structures.
@@ -298,7 +299,7 @@ class _RelaxPlan:
 
 
 def _holds_trajectories(path: Path) -> bool:
-    """Whether a folder is missing or holds nothing but trajectories."""
+    """Return whether a folder is missing or holds nothing but trajectories."""
     if not path.exists():
         return True
     return path.is_dir() and all(
@@ -307,7 +308,7 @@ def _holds_trajectories(path: Path) -> bool:
 
 
 def _timing(manifests: Sequence[PartManifest], size: int, seconds: float) -> dict[str, Any]:
-    """Cost of a relaxation.
+    """Return the cost of a relaxation.
 
     Args:
         manifests: Manifests of all parts, including those of earlier runs.
@@ -335,7 +336,8 @@ def _potential_for(graphs: GraphStore, model: str | Path) -> OnnxPotential:
     """Load the model, and check that it can relax the structures of a store.
 
     Raises:
-        ModelFileError: The model has no forces or stress, or its cutoff exceeds that of the graphs.
+        ModelFileError: The model cannot be used, lacks energy, forces or stress, or its cutoff exceeds the cutoff of
+            the graphs.
     """
     potential = OnnxPotential.load(model, threads=1)
     check_cutoff(graphs, potential, model)
@@ -344,7 +346,7 @@ def _potential_for(graphs: GraphStore, model: str | Path) -> OnnxPotential:
 
 
 def summary(relaxed: xr.Dataset, path: str | Path) -> str:
-    """Summary of a finished relaxation: one line, one for each remark, and a warning if no structure was relaxed.
+    """Return a summary of a finished relaxation: one line, a line per remark, and a warning if nothing was relaxed.
 
     Args:
         relaxed: Scores dataset of the relaxation.
@@ -370,7 +372,7 @@ class RelaxEstimate:
 
     Attributes:
         structures: Number of structures.
-        seconds: Time on one core.
+        seconds: Time on one core, s.
         evaluations: Mean number of evaluations per structure.
         sample: Number of structures from which the estimate is extrapolated.
         bytes_on_disk: Maximum size of the outputs, without text columns.
@@ -432,7 +434,7 @@ def estimate(
 
 
 def _size_of_outputs(graphs: GraphStore, size: int, settings: RelaxSettings) -> float:
-    """Size of the scores and of the graph store of the first structures, bytes, without compression and text."""
+    """Return the uncompressed size of scores and graph store for the first structures, without text: bytes."""
     counts = {
         STRUCTURE: size,
         ATOM: int(graphs.column("n_atoms", 0, size).sum(dtype=np.int64)),

@@ -21,9 +21,12 @@ from .relax import relax
 
 
 def candidates_path(out: str | Path) -> str:
-    """Path from which `graphs_path` derives the store of the featurized files: ``R.candidates.zarr`` for ``R.zarr``.
+    """Return the path from which `graphs_path` derives the graph store of the files: ``R.candidates.zarr``.
 
-    That store is ``R.candidates.graphs.zarr``, since ``R.graphs.zarr`` holds the relaxed structures.
+    For ``R.zarr``, that store is ``R.candidates.graphs.zarr``, since ``R.graphs.zarr`` holds the relaxed structures.
+
+    Args:
+        out: Scores dataset of the relaxation, such as ``R.zarr``.
     """
     return f"{str(out).rstrip('/').removesuffix('.zarr')}.candidates.zarr"
 
@@ -54,12 +57,13 @@ def relax_files(
         True
 
     Args:
-        sources: Sources, as for `equiscreen.pipeline.featurize`; or one graph store, which is relaxed directly.
+        sources: Sources, as for `equiscreen.pipeline.featurize`; or one graph store, or one scores dataset, whose graph
+            store is used.
         model: ONNX file with energy, forces and stress.
         out: Scores dataset to write.
         settings: Settings of the relaxation; None uses the defaults.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
-        limit: Read only the first `limit` records.
+        limit: Read only the first `limit` records or, from a store, structures.
         overwrite: Replace existing outputs, and a graph store of the files that is damaged or holds other graphs.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         announce: Called before the relaxation begins, with a one-line summary of the featurization.
@@ -69,7 +73,7 @@ def relax_files(
         The opened scores, as from `equiscreen.screening.relax`.
 
     Raises:
-        ConfigError: The sources are several graph stores, or a graph store among files.
+        ConfigError: The sources are several stores, or a store among files.
         SourceError: A file does not exist, or none of the structures could be stored.
         EquiscreenError: As for `equiscreen.screening.relax`.
     """
@@ -102,7 +106,7 @@ def estimate(
         sources: Sources, as for `relax_files`.
         model: ONNX file.
         settings: Settings of the relaxation; None uses the defaults.
-        limit: Read only the first `limit` records.
+        limit: Read only the first `limit` records or, from a store, structures.
 
     Returns:
         The estimate of each step.

@@ -25,7 +25,7 @@ from ...pipeline.store.writer import StoreRun
 from ..dataset.paths import graphs_path
 from .output import relaxed_graph_arrays
 
-# Folders in the working folder of the run.
+# Names of folders in the working folder of the run.
 GRAPH_PARTS, GRAPHS = "graph_parts", "graphs"
 
 
@@ -33,10 +33,10 @@ class RelaxedGraphs:
     """The graph store of relaxed structures.
 
     Args:
-        out: Dataset that it belongs to.
+        out: Dataset that the store belongs to.
         source: Graph store of the structures before their relaxation.
         columns: Input columns to copy.
-        identity: Everything that the result depends on.
+        identity: Everything that the result depends on, by name.
         limit: Largest number of structures, as the user gave it.
 
     Attributes:
@@ -52,7 +52,7 @@ class RelaxedGraphs:
         self.digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()
 
     def check_free(self, inputs: Iterable[Path], *, overwrite: bool, beside: Sequence[Path] = ()) -> None:
-        """Check that no store of another run, and no input, is in the way.
+        """Check that the outputs would not replace an input, or an output of another run.
 
         Args:
             inputs: Local stores and files that the run reads.
@@ -76,7 +76,7 @@ class RelaxedGraphs:
             )
 
     def _is_from_this_run(self) -> bool:
-        """Whether an earlier run with the same identity wrote the store."""
+        """Return whether an earlier run with the same identity wrote the store."""
         try:
             found: str = GraphStore(self.path).attrs.get("relaxation", "")
         except StoreError:
@@ -84,7 +84,7 @@ class RelaxedGraphs:
         return found == self.digest
 
     def parts(self, staging: Staging) -> Path:
-        """Folder of the parts of the store, made if it does not exist."""
+        """Return the folder of the parts of the store; it is made if it does not exist."""
         folder = staging.work / GRAPH_PARTS
         folder.mkdir(exist_ok=True)
         return folder

@@ -13,8 +13,8 @@ class SymmetricSteps:
     """Projection of a gradient onto the part that is invariant under the space group of a crystal.
 
     An operation is x -> W x + w for column vectors of fractional coordinates; it maps site i to site ``image[i]``. A
-    gradient is symmetric if W rotates the gradient of site i into that of site ``image[i]``, and leaves the gradient of
-    the strain unchanged.
+    gradient is symmetric if W rotates the gradient of site i into the gradient of site ``image[i]``, and leaves the
+    gradient of the strain unchanged.
 
     Args:
         structure: Crystal. If it is not periodic in three directions, or no symmetry is found, gradients are unchanged.
@@ -34,7 +34,7 @@ class SymmetricSteps:
         )
 
     def projected(self, gradient: NDArray[np.float64], cell: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The symmetric part of a gradient.
+        """Return the symmetric part of a gradient.
 
         Args:
             gradient: float64[n_atoms, 3], or float64[n_atoms + 3, 3] with the strain if the cell moves, eV/angstrom.
@@ -55,10 +55,10 @@ class SymmetricSteps:
 
 
 def symmetrized(structure: Structure, symprec: float) -> Structure:
-    """The crystal next to a structure that has its space group exactly, and not only within a tolerance.
+    """Return a structure moved to exact symmetry, so that it has its space group without a tolerance.
 
-    The lattice is the one whose metric is the mean over the rotations, in the orientation closest to that of the
-    structure; each site moves to the mean of its symmetric images.
+    The metric of the new lattice is the mean over the rotations, and its orientation is as close as possible to the
+    orientation of the structure. Each site moves to the mean of its symmetric images.
 
     Args:
         structure: Structure. If it is not periodic in three directions, or no symmetry is found, it is returned
@@ -86,7 +86,7 @@ def symmetrized(structure: Structure, symprec: float) -> Structure:
 
 
 def _images(structure: Structure, rotation: NDArray[np.float64], translation: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Site to which an operation maps each site, the nearest of the same element: int64[n_atoms]."""
+    """Return the site to which an operation maps each site, the nearest of the same element: int64[n_atoms]."""
     moved = structure.frac_coord @ rotation.T + translation
     difference = moved[:, None] - structure.frac_coord[None]
     difference -= np.round(difference)

@@ -43,7 +43,7 @@ class RelaxTask:
             complete.
         graphs: Folder of the parts of the graph store.
         trajectories: Folder of the trajectories.
-        skip: Whether the structure, which killed its worker, is recorded without being relaxed.
+        skip: Whether to record the structure without relaxing it, because it killed its worker.
     """
 
     number: int
@@ -68,11 +68,11 @@ class RelaxTask:
         return PartKey(self.number, self.begin, self.end)
 
     def split(self) -> Sequence[RelaxTask]:
-        """The same work in two tasks; empty for a single structure."""
+        """Return the same work as two tasks; no tasks for a single structure."""
         return [replace(self, begin=half.begin, end=half.end) for half in self.key.halves()]
 
     def skipped(self) -> RelaxTask:
-        """The same task without the relaxation."""
+        """Return the same task without the relaxation."""
         return replace(self, skip=True)
 
 

@@ -53,7 +53,7 @@ _COLUMNS: Mapping[str, tuple[str, int]] = {
     "status": ("status", 0),
     "structure_id": ("id", 0),
 }
-# Columns that are shown only if the first of the others is absent.
+# Columns that are shown only if another column is absent, and the names of these other columns.
 _INSTEAD = {
     "energy_per_atom": "formation_energy_per_atom",
     "energy_std": "energy_above_hull_std",
@@ -71,7 +71,7 @@ class Column:
 
     Attributes:
         name: Name of the array in the dataset.
-        heading: Heading for a reader.
+        heading: Heading of the column on the page.
         unit: Unit of the values; empty without one.
         description: What the values are, in a sentence.
         decimals: Decimals of the values; None for text.
@@ -84,7 +84,7 @@ class Column:
     decimals: int | None
 
     def as_json(self) -> dict[str, Any]:
-        """The column as the script of the page expects it."""
+        """Return the column as the script of the page expects it."""
         return {
             "name": self.name,
             "heading": self.heading,
@@ -105,7 +105,7 @@ class CandidateTable:
         parents: int64[n], place of the first candidate that is the same crystal, or its own place if there is none.
         structures: Structures of the best distinct candidates, by place in the table.
         decompositions: Competing phases of these candidates in words, by place in the table.
-        note: Why structures are missing; empty if they are not.
+        note: Why structures are missing; empty if none are.
     """
 
     rows: NDArray[np.int64]
@@ -122,7 +122,7 @@ class CandidateTable:
         return np.flatnonzero(self.parents == np.arange(len(self.parents)))
 
     def as_json(self) -> dict[str, Any]:
-        """The table as the script of the page expects it."""
+        """Return the table as the script of the page expects it."""
         details = {}
         for place, structure in self.structures.items():
             file_format, text = _structure_text(structure, f"{place + 1}-{self.values['formula'][place]}")
@@ -145,16 +145,16 @@ def candidate_table(
 ) -> CandidateTable:
     """Read the candidates of a report.
 
-    Two of the best 10,000 candidates are duplicates if `structures.matching.same_crystal` matches them within 0.05
-    angstrom. The structures of the best 200 distinct candidates are read, unless they have more than 500 atoms. If the
-    graph store cannot be read, the table marks no duplicates and has no structures, and a note gives the reason.
+    Two of the best 10,000 candidates are duplicates if `pipeline.structures.matching.same_crystal` matches them within
+    0.05 angstrom. The structures of the best 200 distinct candidates are read, unless they have more than 500 atoms. If
+    the graph store cannot be read, the table marks no duplicates and has no structures, and a note gives the reason.
 
     Args:
         rows: Reader of the dataset.
         ranked: int64[n], rows of the dataset, best first.
         ranked_by: Column that the candidates are ranked by; it follows the formula in the table.
         selection: A selection from this dataset. Its columns for novelty and charge balance are added, or replace those
-            of the dataset; structures that it does not contain have no value there.
+            of the dataset; structures outside the selection have no values in these columns.
 
     Raises:
         StoreError: The dataset is damaged.
@@ -185,7 +185,7 @@ def candidate_table(
 
 
 def decomposition_in_words(text: str) -> str:
-    """Competing phases in words, with fractions as percentages.
+    """Return the competing phases in words, with fractions as percentages.
 
     Example:
         >>> decomposition_in_words("0.6667 NaCl (mp-22862) + 0.3333 Na (mp-10172)")
@@ -206,7 +206,7 @@ def decomposition_in_words(text: str) -> str:
 
 
 def _columns(rows: ScoresReader, ranked_by: str, selection: ScoresReader | None) -> list[Column]:
-    """Columns of the table: those that exist, with the names for unrelaxed structures where they apply.
+    """Return the columns of the table that exist, with names for unrelaxed structures where these apply.
 
     The column that candidates are ranked by is always among them.
     """
@@ -250,7 +250,7 @@ def _values(rows: ScoresReader, column: Column, ranked: NDArray[np.int64]) -> li
 
 
 def _selected_values(selection: ScoresReader, column: Column, ranked: NDArray[np.int64]) -> list[Any]:
-    """Values of a selection by row of the dataset that it was made from; None for rows that were not selected."""
+    """Return a selection's values for rows of the dataset that it was made from; None for rows not selected."""
     places = {row: place for place, row in enumerate(selection.column("scores_row", 0, len(selection)).tolist())}
     found = [places[row] for row in ranked.tolist() if row in places]
     values = iter(_values(selection, column, np.array(found, dtype=np.int64)))
@@ -258,7 +258,7 @@ def _selected_values(selection: ScoresReader, column: Column, ranked: NDArray[np
 
 
 def _parents(rows: ScoresReader, ranked: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Place of the first candidate that is the same crystal: int64[n]."""
+    """Return, for each candidate, the place of the first candidate that is the same crystal: int64[n]."""
     parents = np.arange(len(ranked))
     best = ranked[:FOLDED]
     if len(best):
@@ -270,7 +270,7 @@ def _parents(rows: ScoresReader, ranked: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 def _structure_text(structure: Structure, name: str) -> tuple[str, str]:
-    """A structure as a file for the viewer and for download: format and text."""
+    """Return a structure as a file for the viewer and for download: format and text."""
     if structure.pbc.all():
         return "cif", cif_text(structure, name, {})
     from io import StringIO  # noqa: PLC0415 - slabs and molecules are rare

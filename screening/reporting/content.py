@@ -55,8 +55,8 @@ class ReportContent:
 
     Attributes:
         value: Column of the energies that are shown; candidates are ranked by it, lowest first, if `is_ranking`.
-        is_ranking: Whether the candidates are comparable by that column.
-        by_default: Whether the user has not named that column.
+        is_ranking: Whether the candidates can be compared by that column.
+        by_default: Whether that column is the default, not one that the user named.
         has_hull: Whether that column is an energy above hull.
         lower_bound: Whether the hull is built from candidates and elements only, without references.
         scored: Number of rows with a value.
@@ -103,7 +103,7 @@ def read_content(rows: ScoresReader, top: int, by: str | None = None) -> ReportC
     Args:
         rows: Reader of the dataset.
         top: Largest number of candidates in the table.
-        by: Column to rank by, lowest first; by default the one that `default_ranking` returns.
+        by: Column to rank by, lowest first; None uses `default_ranking`.
 
     Raises:
         ConfigError: The dataset has no such numeric column.
@@ -190,7 +190,7 @@ def _funnel(
 
 
 def _source(rows: ScoresReader) -> GraphStore | None:
-    """The graph store that structures were read into; None if it cannot be found."""
+    """Return the graph store that structures were read into; None if it cannot be found."""
     try:
         if "relaxed_from" not in rows.attrs:
             return rows.graphs
@@ -216,7 +216,7 @@ def _not_stored(source: GraphStore | None) -> Iterator[tuple[str, int]]:
 
 
 def _not_ok(rows: ScoresReader) -> Iterator[tuple[str, int]]:
-    """Yield the outcomes other than ok of the score or relaxation and of the hull."""
+    """Yield the outcomes other than ok, of scoring or relaxation and then of the hull, with their counts."""
     for name in ("status", "hull_status"):
         if name not in rows.specs:
             continue

@@ -1,6 +1,6 @@
 """Figures of a report: elements of the page, and data for plotly in the browser.
 
-Colours are names of variables in page.css, so that figures follow the colours of the page.
+Colours are given as names of variables in page.css, so that figures follow the colours of the page.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _F_LENGTH = 15
 
 
 def funnel(steps: Sequence[tuple[str, int]]) -> str:
-    """Return a funnel of counts, one bar per step."""
+    """Return a funnel of counts as an element of the page, with one bar per step."""
     bars = {
         "type": "bar",
         "orientation": "h",
@@ -219,7 +219,7 @@ def _figure(
 
 
 def _layout(height: int, x: Mapping[str, Any], y: Mapping[str, Any]) -> dict[str, Any]:
-    """Plotly's layout of a figure in the colours of the page."""
+    """Return plotly's layout of a figure in the colours of the page."""
     lines = {"gridcolor": _LINE, "zerolinecolor": _LINE, "linecolor": _LINE}
     return {
         "height": height,

@@ -26,7 +26,7 @@ _DOWN = 1e-8
 
 
 def hull_diagrams(table: CandidateTable, phases: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
-    """Return a Plotly figure for each system.
+    """Return a plotly figure for each system.
 
     Args:
         table: Candidates; diagrams show those with a formation energy.
@@ -64,7 +64,7 @@ def _system(formula: str) -> tuple[str, ...]:
 
 
 def _fractions(formulas: Sequence[str], system: Sequence[str]) -> NDArray[np.float64]:
-    """float64[n, elements], atomic fractions."""
+    """Return atomic fractions: float64[n, elements]."""
     counts = [Formula(formula).count() for formula in formulas]
     amounts = np.array([[count.get(symbol, 0) for symbol in system] for count in counts], dtype=np.float64)
     return np.asarray(amounts / amounts.sum(axis=1, keepdims=True))
@@ -78,7 +78,7 @@ def _points(
     known: Sequence[int],
     relaxed: str,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fractions, formation energies (eV/atom) and labels of the phases and of the candidates."""
+    """Return fractions, formation energies (eV/atom) and labels of the phases and of the candidates."""
     formulas = [str(phases["formula"][place]) for place in known]
     energies = [float(phases[_FORMATION][place]) for place in known]
     names = [
@@ -99,7 +99,7 @@ def _points(
 
 
 def _binary(system: Sequence[str], *given: Any) -> dict[str, Any]:
-    """Formation energy against composition, with the lower hull."""
+    """Return a plot of formation energy against composition, with the lower hull."""
     phases, candidates = _points(system, *given)
     x = phases["fractions"][:, 1]
     corners = _lower_hull(x, phases["energy"])
@@ -132,7 +132,7 @@ def _binary(system: Sequence[str], *given: Any) -> dict[str, Any]:
 
 
 def _ternary(system: Sequence[str], *given: Any) -> dict[str, Any]:
-    """The triangle of compositions: edges between phases on the hull, and candidates coloured by energy above hull."""
+    """Return the triangle of compositions, with edges of the hull, and candidates coloured by energy above hull."""
     phases, candidates = _points(system, *given)
     where, places = _in_triangle(phases["fractions"]), _in_triangle(candidates["fractions"])
     corners, edges = _facets(where, phases["energy"])
@@ -195,12 +195,12 @@ def _markers(x: list[float], y: list[float], text: list[str], name: str, colour:
 
 
 def _in_triangle(fractions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64[n, 2], points in an equilateral triangle: the first element left, the second right, the third on top."""
+    """Return points in a triangle with the elements at left, right and top, in this order: float64[n, 2]."""
     return np.stack([fractions[:, 1] + fractions[:, 2] / 2, fractions[:, 2] * _HEIGHT], axis=1)
 
 
 def _lower_hull(x: NDArray[np.float64], energy: NDArray[np.float64]) -> list[int]:
-    """Indices of the corners of the lower hull, from left to right (Andrew's monotone chain)."""
+    """Return the indices of the corners of the lower hull, from left to right, by Andrew's monotone chain."""
     found: list[int] = []
     for place in np.lexsort((energy, x)).tolist():
         if found and x[found[-1]] == x[place]:
@@ -212,12 +212,12 @@ def _lower_hull(x: NDArray[np.float64], energy: NDArray[np.float64]) -> list[int
 
 
 def _turn(x: NDArray[np.float64], energy: NDArray[np.float64], a: int, b: int, c: int) -> float:
-    """Positive if b lies below the line from a to c."""
+    """Return a number that is positive if b lies below the line from a to c."""
     return float((x[b] - x[a]) * (energy[c] - energy[a]) - (x[c] - x[a]) * (energy[b] - energy[a]))
 
 
 def _facets(where: NDArray[np.float64], energy: NDArray[np.float64]) -> tuple[list[int], list[tuple[int, int]]]:
-    """Indices of the corners of the lower hull above the triangle, and the edges between them."""
+    """Return the indices of the corners of the lower hull above the triangle, and the edges between them."""
     try:
         from scipy.spatial import ConvexHull  # noqa: PLC0415 - an extra, and only ternary systems need it
     except ModuleNotFoundError as error:
@@ -225,7 +225,7 @@ def _facets(where: NDArray[np.float64], energy: NDArray[np.float64]) -> tuple[li
             "diagrams of ternary hulls need scipy, which is not installed: pip install 'equiscreen[report]'"
         ) from error
 
-    # The point far above keeps the hull three-dimensional where all phases lie in one plane.
+    # A point far above keeps the hull three-dimensional if all phases lie in one plane.
     apex = [*where.mean(axis=0), energy.max() + 10.0]
     hull = ConvexHull(np.vstack([np.column_stack([where, energy]), apex]))
     lower = hull.simplices[hull.equations[:, 2] < -_DOWN]

@@ -1,4 +1,4 @@
-"""Energies of a dataset beside the labels of its graph store."""
+"""Energies of a dataset, compared with the labels of its graph store."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class LabelledEnergies:
-    """Energies of a model beside their labels.
+    """Labels and predictions of energies.
 
     Attributes:
-        label: float64[n], eV/atom.
-        prediction: float64[n], eV/atom.
+        label: Labels: float64[n], eV/atom.
+        prediction: Predictions: float64[n], eV/atom.
         calibration: For an ensemble, what `binned_errors` returns; None for a single model.
     """
 
@@ -34,7 +34,7 @@ def labelled_energies(scores: str | Path, store: str | Path | None) -> LabelledE
 
     Args:
         scores: Path or URL of the dataset.
-        store: Its graph store, if it was moved.
+        store: Graph store of the dataset, if it was moved.
 
     Raises:
         ConfigError: The dataset is a selection, or has no energies.

@@ -70,7 +70,7 @@ def data(name: str, value: Any) -> str:
 
     Args:
         name: Id of the element.
-        value: Lists, dictionaries, numbers and text.
+        value: Data that JSON can represent: lists, dictionaries, numbers and text.
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":

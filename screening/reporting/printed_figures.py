@@ -1,7 +1,7 @@
 """The charts of a report as files for publications: PNG and SVG, as wide as a column, and their numbers as CSV.
 
-Colours are from the palette of Okabe and Ito, Color Universal Design (2008), distinguishable with any colour vision.
-Equal data give equal bytes with one version of matplotlib.
+Colours are from the palette of Okabe and Ito, Color Universal Design (2008), and the colour map cividis; both are
+distinguishable with any colour vision. Equal data give equal bytes with the same version of matplotlib.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class PrintedFigure:
 
     Attributes:
         name: Name of its files, without suffix.
-        height: Height in millimetres; the width is that of a column, 85 mm.
+        height: Height in millimetres; the width is one column, 85 mm.
         table: Columns of the CSV file, by heading with unit; all of one length.
-        draw: Draws the chart.
+        draw: Function that draws the chart.
     """
 
     name: str
@@ -79,7 +79,7 @@ def write_figures(
         content: Content of the report.
         diagrams: Hulls of binary and ternary systems, as `hull_diagrams` returns them.
         energies: Energies with labels; None if there are none.
-        inputs: What the report is made from; no file is written over it or into it.
+        inputs: Paths that the report is made from; no file is written over or into these.
         overwrite: Replace existing files.
 
     Returns:

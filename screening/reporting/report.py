@@ -25,7 +25,7 @@ from .page import data, page, picture_file, section
 from .printed_figures import write_figures
 from .structure_svg import picture
 
-# Rows of the table by default, and cards with pictures above it.
+# Default number of rows of the table, and number of cards with pictures above the table.
 TOP = 10_000
 _CARDS = 12
 _FILTERS = (
@@ -73,7 +73,8 @@ def report(
         title: Title of the page.
         top: Largest number of candidates in the table.
         by: Column to rank by, lowest first; by default the energy above hull or, without a hull, the formation energy.
-        store: Graph store of the structures, if it was moved. Without it the report has no structures.
+        store: Graph store of the structures, if it was moved. If the store cannot be read, the report has no
+            structures.
         selection: Folder of a selection from this dataset; the table then also shows which of its structures are known,
             and which are charge-neutral.
         charts: Folder for the charts as files for a publication: PNG, SVG and, with the numbers shown, CSV.
@@ -87,7 +88,7 @@ def report(
         ConfigError: The dataset has no such column; the selection was made from another dataset; a picture cannot be
             used; or scipy, which diagrams of ternary hulls need, or matplotlib, which charts as files need, is not
             installed.
-        StoreError: The dataset or the selection cannot be read, or has changed meanwhile.
+        StoreError: The dataset or the selection cannot be read, or changed while it was read.
         OutputExistsError: A file exists, or cannot be written.
     """
     scores = dataset_in(scores)
@@ -129,7 +130,7 @@ def report(
 
 
 def _selection(path: str | Path, rows: ScoresReader) -> ScoresReader:
-    """Reader of a selection, which must have been made from the dataset of the report.
+    """Open a selection, which must have been made from the dataset of the report.
 
     Raises:
         ConfigError: The folder was selected from another dataset, or is not a selection.
@@ -248,7 +249,7 @@ def _hulls(diagrams: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _losses(content: ReportContent) -> str:
-    """Return what became of the structures that are not ranked, as a table."""
+    """Return a table of the reasons why structures are not ranked."""
     if not content.losses:
         return ""
     body = "".join(f"<tr><th>{escape(reason)}</th><td>{count:,}</td></tr>" for reason, count in content.losses)

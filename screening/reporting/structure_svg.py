@@ -24,7 +24,7 @@ def picture(structure: Structure) -> str:
     """Return a crystal as SVG, with atoms in Jmol colours and a dashed cell.
 
     Args:
-        structure: The structure; if it has too many atoms, a note is returned instead of a picture.
+        structure: The structure; if it has too many atoms to draw, a note is returned instead of a picture.
     """
     places, numbers = _atoms(structure)
     if len(numbers) > _MAX_ATOMS:

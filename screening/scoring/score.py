@@ -41,7 +41,7 @@ class ScoreLimits:
     Attributes:
         max_edges: Structures with more edges than this in the graph store are too large, and not scored.
         min_distance: Shortest interatomic distance, angstrom; structures with closer atoms are scored, with the status
-            ``extrapolating``. None sets no bound beyond those of `screening.plausibility`.
+            ``extrapolating``. None applies only the bounds of `screening.plausibility`.
         allow_extrapolation: Whether implausible structures (`screening.plausibility`) count as ok.
     """
 
@@ -79,7 +79,7 @@ def score_block(
     checked = [arrays[name] for name in ("energy", "max_force", *(spec.name for spec in wanted)) if name in arrays]
 
     def score(some: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Evaluate some rows and fill in their scores; returns the rows whose scores are not finite."""
+        """Evaluate some rows, fill in their scores, and return the rows whose scores are not finite."""
         bad = [some[:0]]
         for rows, found in evaluate_batches(block, some, potential):
             if found is None:
@@ -114,7 +114,7 @@ def score_block(
 
 
 def _first_status(block: GraphBlock, potential: Potential, limits: ScoreLimits) -> NDArray[np.uint8]:
-    """Statuses that are known before the evaluation: uint8[n_structures]."""
+    """Return the statuses that are known before the evaluation: uint8[n_structures]."""
     status = np.full(len(block), OK, dtype=np.uint8)
     status[block.n_edges > limits.max_edges] = TOO_LARGE
     status[block.atom_structure[~np.isin(block.atomic_number, potential.elements)]] = UNKNOWN_ELEMENT
@@ -122,7 +122,7 @@ def _first_status(block: GraphBlock, potential: Potential, limits: ScoreLimits) 
 
 
 def _shortest_distance(block: GraphBlock) -> NDArray[np.float64]:
-    """Shortest interatomic distance: float64[n_structures], angstrom; inf if no two atoms are within the cutoff."""
+    """Return shortest interatomic distances: float64[n_structures], angstrom; inf without atoms within the cutoff."""
     out = np.full(len(block), np.inf)
     some = np.flatnonzero(block.n_edges)
     if len(some):
@@ -132,7 +132,7 @@ def _shortest_distance(block: GraphBlock) -> NDArray[np.float64]:
 
 
 def _arrays_from(block: GraphBlock, found: Evaluation, names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
-    """Arrays of the scores, from the evaluation of some structures.
+    """Return the arrays of the scores, from the evaluation of some structures.
 
     Args:
         block: The structures.
@@ -153,6 +153,6 @@ def _arrays_from(block: GraphBlock, found: Evaluation, names: Iterable[str]) -> 
 
 
 def status_counts(status: NDArray[np.uint8]) -> dict[str, int]:
-    """Number of structures with each status, by the name of the status."""
+    """Return the number of structures with each status, by the name of the status."""
     counts = np.bincount(status, minlength=len(STATUS_MEANINGS))
     return {meaning: int(count) for meaning, count in zip(STATUS_MEANINGS, counts, strict=True)}

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .worker import CopyTask, ScreenTask
 
 # A part ends at whichever limit comes first; a killed worker loses at most one part. In large screens, parts are up to
-# four times as large, since each part costs some 30 ms on top of its evaluation.
+# four times as large, since each part takes about 30 ms in addition to its evaluation.
 PART_EDGES = 250_000
 PART_STRUCTURES = 4_096
 LARGER, LARGE_SCREEN = 4, 64
@@ -84,7 +84,7 @@ def screen(
         slots: Neighbour slots per batch.
         max_edges: Structures with more edges than this in the store are too large.
         min_distance: Shortest interatomic distance, angstrom; structures with closer atoms have scores and the status
-            ``extrapolating``. None sets no bound beyond those of `screening.plausibility`.
+            ``extrapolating``. None applies only the bounds of `screening.plausibility`.
         allow_extrapolation: Whether structures whose distances, forces or energies are implausible
             (`screening.plausibility`) count as ok; otherwise their status is ``extrapolating``.
         device: Device on which the model runs; see `export.runtime.providers.providers`.
@@ -102,7 +102,7 @@ def screen(
     Raises:
         StoreError: The store cannot be read, none of its structures could be scored, or it changed during the run; or
             the scores to append to come from other graphs, models or settings.
-        ModelFileError: A model cannot be used, its cutoff exceeds that of the graphs, or the models are incompatible.
+        ModelFileError: A model cannot be used, its cutoff exceeds the graphs' cutoff, or the models are incompatible.
         DeviceError: The device does not exist here, or on a worker.
         ConfigError: The limit is below 1, or both `append` and `overwrite` are set.
         OutputExistsError: The output exists, or another run is writing it.
@@ -178,7 +178,7 @@ class _ScreenPlan:
 
     Raises:
         ConfigError: The limit is below 1.
-        ModelFileError: A model cannot be used, its cutoff exceeds that of the graphs, or the models are incompatible.
+        ModelFileError: A model cannot be used, its cutoff exceeds the graphs' cutoff, or the models are incompatible.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class _ScreenPlan:
         return {spec.name for spec in self.specs}
 
     def is_scored(self, manifest: PartManifest) -> bool:
-        """Whether the rows of a part are scored, rather than copied from an existing dataset."""
+        """Return whether the rows of a part are scored, rather than copied from an existing dataset."""
         return self.spans[manifest.number][0] >= self.taken
 
     def make_parts(self, run: StoreRun) -> list[PartManifest]:
@@ -315,7 +315,7 @@ class _ScreenPlan:
                 )
 
     def attrs(self, out: str | Path) -> dict[str, Any]:
-        """Root attributes of the dataset at `out`: the data, models and settings that the scores come from."""
+        """Return the root attributes of the dataset at `out`: the data, models and settings behind the scores."""
         graphs = {"path": recorded_path(self.graphs.path, out), "store_hash": self.graphs.store_hash}
         attrs = {
             "coordinates": " ".join((*COORDINATES, *self.columns)),
@@ -330,7 +330,7 @@ class _ScreenPlan:
         return attrs
 
     def timing(self, manifests: Sequence[PartManifest], scored: int, seconds: float) -> dict[str, Any]:
-        """Cost of the screen.
+        """Return the cost of the screen.
 
         Args:
             manifests: Manifests of all parts, including those of earlier runs.
@@ -363,7 +363,7 @@ def cut_screen(n_edges: NDArray[np.int32]) -> list[tuple[int, int]]:
 
 
 def _hashes(attrs: Mapping[str, Any], own: str) -> set[str]:
-    """Hashes of a graph store: its current one, and those before each append."""
+    """Return the hashes of a graph store: the current one, and those before each append."""
     found = {own}
     for earlier in attrs.get("appended_to", ()):
         found |= _hashes(earlier, str(earlier["store_hash"]))
@@ -374,7 +374,7 @@ def _ensemble_for(graphs: GraphStore, models: Models) -> Ensemble:
     """Load the models as an ensemble.
 
     Raises:
-        ModelFileError: A model cannot be used, its cutoff exceeds that of the graphs, or the models are incompatible.
+        ModelFileError: A model cannot be used, its cutoff exceeds the graphs' cutoff, or the models are incompatible.
     """
     ensemble = Ensemble.load(models, threads=1)
     for name, member in zip(ensemble.names, ensemble.members, strict=True):
@@ -383,11 +383,11 @@ def _ensemble_for(graphs: GraphStore, models: Models) -> Ensemble:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """The user's command, without the secrets of URLs and without local folders.
+    """Return the user's command, without the secrets of URLs and without local folders.
 
     The output path is omitted, because it is the path of the dataset itself and equal runs should write equal
-    attributes. An absolute path is recorded relative to the working folder if it lies inside, otherwise by its name
-    alone.
+    attributes. An absolute path is recorded relative to the working folder if it lies in that folder, otherwise by its
+    name alone.
 
     Args:
         words: Arguments of the command line, without the program.
@@ -401,14 +401,14 @@ def command_line(words: Sequence[str]) -> str:
 
 
 def _without_folders(word: str) -> str:
-    """A word of a command line (``PATH``, ``--option`` or ``--option=PATH``) without the folder of its path."""
+    """Return an argument (``PATH``, ``--option`` or ``--option=PATH``) without the folder of its path."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     (folder,) = unrecorded_folders([value])
     return f"{option}{equals}{without_folder(value, folder)}"
 
 
 def summary(scores: xr.Dataset, path: str | Path) -> str:
-    """Summary of a finished screen, as one line of text.
+    """Return a summary of a finished screen, as one line of text.
 
     Args:
         scores: Scores dataset.
@@ -428,7 +428,7 @@ class ScreenEstimate:
 
     Attributes:
         structures: Number of structures.
-        seconds: Time on one core.
+        seconds: Time on one core, s.
         bytes_on_disk: Maximum size of the scores without text columns.
         bytes_in_memory: Memory of one worker.
     """

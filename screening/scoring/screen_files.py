@@ -60,7 +60,8 @@ def screen_files(
         4
 
     Args:
-        sources: Sources, as for `equiscreen.pipeline.featurize`; or one graph store, which is screened directly.
+        sources: Sources, as for `equiscreen.pipeline.featurize`; or one graph store, or one scores dataset, whose graph
+            store is used.
         model: ONNX file made by `export_onnx`, or several; see `equiscreen.screening.screen`.
         out: Scores dataset to write.
         slots: Neighbour slots per batch.
@@ -69,25 +70,26 @@ def screen_files(
         allow_extrapolation: Whether implausible structures count as ok; see `equiscreen.screening.screen`.
         device: Device on which the model runs; see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
-        limit: Read only the first `limit` records.
+        limit: Read only the first `limit` records or, from a store, structures.
         append: Keep the scores in `out`, and score only structures added to the store since, as in
-            `equiscreen.screening.screen`; only for a graph store.
+            `equiscreen.screening.screen`; the source must be a store.
         overwrite: Replace existing scores, and the graph store beside them if it is damaged or holds other graphs.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
-        command: Command of the user, for the dataset's attributes.
+        command: Command line of the user, recorded in the attributes of the dataset.
         announce: Called before scoring begins, with a one-line summary of the featurization.
 
     Returns:
         The opened scores; `screening.dataset.scores.score_arrays` lists their variables.
 
     Raises:
-        ConfigError: The sources are several graph stores, or a graph store among files; or `append` is set and the
-            source is not a graph store; other cases as for `equiscreen.screening.screen`.
+        ConfigError: The sources are several stores, or a store among files; or `append` is set and the source is not a
+            store; other cases as for `equiscreen.screening.screen`.
         SourceError: A file does not exist, or none of the structures could be stored.
         StoreError: A store cannot be read, or none of the structures could be scored.
         ModelFileError: A model cannot be used.
         DeviceError: The device does not exist here, or on a worker.
-        OutputExistsError: The scores exist, or the graph store beside them has different sources or a different cutoff.
+        OutputExistsError: The scores exist, the graph store beside them cannot be reused, or another run is writing
+            either of them.
     """
     options = RunOptions(
         scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress, device=device, slots=slots
@@ -106,7 +108,7 @@ def estimate(sources: Paths, model: Models, out: str | Path, limit: int | None =
         sources: Sources, as for `screen_files`.
         model: ONNX file, or several.
         out: Scores dataset that would be written.
-        limit: Read only the first `limit` records.
+        limit: Read only the first `limit` records or, from a store, structures.
 
     Returns:
         The estimate of each step.
@@ -114,6 +116,7 @@ def estimate(sources: Paths, model: Models, out: str | Path, limit: int | None =
     Raises:
         ConfigError: As for `screen_files`.
         SourceError: As for `screen_files`.
+        StoreError: A store cannot be read.
         ModelFileError: As for `screen_files`.
     """
     named = path_names(sources)

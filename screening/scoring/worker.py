@@ -38,9 +38,9 @@ class ScreenTask:
         columns: Input columns to copy from the graph store.
         models: SHA-256 of each model file, which identifies the worker plugin that holds its session.
         limits: Limits on what is scored.
-        plausibility: Bounds outside of which a structure is extrapolating.
+        plausibility: Bounds outside of which a structure is ``extrapolating``.
         folder: Folder of the parts.
-        skip: Whether the structure, which killed its worker, is recorded without being evaluated.
+        skip: Whether to record the structure without evaluating it, because it killed its worker.
     """
 
     number: int
@@ -63,11 +63,11 @@ class ScreenTask:
         return PartKey(self.number, self.begin, self.end)
 
     def split(self) -> Sequence[ScreenTask]:
-        """The same work in two tasks; empty for a single structure."""
+        """Return the same work as two tasks; no tasks for a single structure."""
         return [replace(self, begin=half.begin, end=half.end) for half in self.key.halves()]
 
     def skipped(self) -> ScreenTask:
-        """The same task without the evaluation."""
+        """Return the same task without the evaluation."""
         return replace(self, skip=True)
 
 
@@ -98,7 +98,7 @@ class CopyTask:
         return PartKey(self.number, 0, self.stop - self.start)
 
     def split(self) -> Sequence[CopyTask]:
-        """Always empty: a copy is not divided."""
+        """Return no tasks, since a copy is not divided."""
         return ()
 
     def skipped(self) -> CopyTask:
@@ -181,14 +181,14 @@ def _score(task: ScreenTask) -> PartManifest:
 
 
 def _skipped_rows(block: GraphBlock, potential: Potential, limits: ScoreLimits) -> dict[str, PartArray]:
-    """Rows of structures that killed their worker; their status is that of structures that are too large."""
+    """Return the rows of structures that killed their worker, with the status ``too_large``."""
     return dict(
         score_block(block, potential, replace(limits, max_edges=-1))
     )  # every structure has more edges than this
 
 
 def _carried(graphs: GraphStore, columns: Sequence[str], start: int, stop: int) -> dict[str, PartArray]:
-    """Identifiers, sources and input columns of structures."""
+    """Return the identifiers, sources and input columns of structures."""
     found = {name: graphs.column(name, start, stop) for name in (*CARRIED, *columns)}
     return {name: values.tolist() if values.dtype.kind == "T" else values for name, values in found.items()}
 

@@ -1,4 +1,4 @@
-"""Choosing rows of a scores dataset: the criteria, checking them against a dataset, and the rows that meet them."""
+"""Choice of rows of a scores dataset: the criteria, their check against a dataset, and the rows that meet them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SelectionCriteria:
         known: Path of a graph store of known crystals.
 
     Raises:
-        ConfigError: A number is smaller than 1.
+        ConfigError: `top`, `per_system` or `per_prototype` is below 1.
     """
 
     where: str | None = None
@@ -169,7 +169,7 @@ class Chosen:
         rows: int64[n], rows of the scores.
         rank: int64[n], rank, from 1.
         value: float64[n], value that the rows are ranked by; lower is better.
-        front: int32[n], number of the Pareto front; None without one.
+        front: int32[n], number of the Pareto front; None if no front was requested.
         left_out: Number of rows that were not chosen, by the first reason that applied.
         derived: Columns that are added to the rows.
         known: Known crystals, if given.
@@ -390,7 +390,7 @@ def _beyond(top: int | None) -> str:
 
 
 def _is_free(scores: ScoresReader, name: str) -> bool:
-    """Whether a selection may add a column of this name."""
+    """Return whether a selection may add a column of this name."""
     spec = scores.specs.get(name)
     return spec is None or spec.attrs.get("role") == ROLE
 

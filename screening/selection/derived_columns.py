@@ -67,8 +67,8 @@ class DerivedColumns:
         needed: Columns that a filter refers to.
 
     Attributes:
-        specs: Specs of the columns, by name.
-        notes: Notes on columns that are not computed or not replaced, and why.
+        specs: Definitions of the columns, by name.
+        notes: Notes on columns that are not computed or not replaced, with the reasons.
 
     Raises:
         ConfigError: A column in `needed` requires a package that is not installed.

@@ -1,4 +1,4 @@
-"""Writing a selection in the requested output formats."""
+"""Writer of a selection in the requested output formats."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class SelectionWriter:
             values = np.concatenate([arrays[name] for arrays in self._added])
             found[name] = xr.Variable((STRUCTURE,), values, dict(self.specs[name].attrs))
         stores = {name: found.attrs[name] for name in ("graph_store", "relaxed_from") if name in found.attrs}
-        attrs = {**self._attrs(recipe), **stores}  # the dataset in memory is the one that was opened
+        attrs = {**self._attrs(recipe), **stores}  # the dataset in memory keeps the paths of the opened one
         found.attrs = {name: value for name, value in attrs.items() if name != "coordinates"}
         return found
 

@@ -60,7 +60,7 @@ def select(
 
     Rows take part if their status is ok (unless the filter has a condition on `status`) and their ranking column is
     finite. The result and recipe.json record how many rows were skipped for each reason. Derived columns are added
-    (see `derived_columns.DerivedColumns`): chemical system, magnetic and f elements, charge neutrality and
+    (see `selection.derived_columns.DerivedColumns`): chemical system, magnetic and f elements, charge neutrality and
     electronegativity by SMACT's rules, prototype label, and novelty against known crystals. The filter may use these
     columns too; they are computed only for rows that meet its other conditions, best first, until enough structures are
     found.
@@ -78,7 +78,7 @@ def select(
     Args:
         scores: Path or URL of the dataset, or of a results folder that holds it.
         out: Folder to write.
-        where: Filter expression; see `filter_expression`.
+        where: Filter expression; see `selection.filter_expression`.
         top: Number of structures; None for all.
         by: Column to rank by, lowest first, or highest first if preceded by a minus; by default the column that
             `equiscreen.rank` used if `scores` is its results folder, otherwise the first that exists of the energy
@@ -103,7 +103,7 @@ def select(
     Raises:
         ConfigError: The filter, a column, an element, a number or a format is invalid; too many structures are selected
             for one file each; or a required package is not installed.
-        StoreError: The scores or the graph store cannot be read or have changed meanwhile, or no structure was
+        StoreError: The scores or the graph store cannot be read or changed during the selection, or no structure was
             selected.
         OutputExistsError: The output exists, or another run is writing it.
     """
@@ -150,7 +150,7 @@ def select(
 
 
 def _earlier_ranking(folder: str | Path, rows: ScoresReader) -> str | None:
-    """Column by which `rank` ordered the list in a results folder; None for other paths."""
+    """Return the column by which `rank` ordered the list in a results folder; None for other paths."""
     try:
         recipe = json.loads((Path(folder) / _LISTED / RECIPE_FILE).read_bytes())
         by = recipe["criteria"]["by"] if recipe["scores"]["store_hash"] == rows.hash else None
@@ -176,7 +176,7 @@ def _check_number(chosen: Chosen, wanted: Sequence[OutputFormat], scores: str | 
 
 
 def summary(found: xr.Dataset, path: str | Path) -> str:
-    """Describe a finished selection: the best rows, counts, structures that were not written, and notes."""
+    """Return a summary of a finished selection: the best rows, counts, structures that were not written, and notes."""
     recipe = found.attrs["selection"]
     left_out = _listed(recipe["left_out"])
     lines = [

@@ -20,8 +20,8 @@ class VaspFolders:
 
     Args:
         folder: Folder to create.
-        static: Use the settings of a single-point calculation (MPStaticSet) instead of those of a relaxation
-            (MPRelaxSet).
+        static: Use the settings of a single-point calculation (MPStaticSet) instead of the settings of a
+            relaxation (MPRelaxSet).
 
     Attributes:
         left_out: Names of structures without input, each with the reason.

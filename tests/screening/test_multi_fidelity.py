@@ -229,7 +229,7 @@ def test_structure_files_and_scores_stand_for_a_graph_store(
 
 
 def test_what_makes_no_sense_is_refused(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="hits would be discarded"):
+    with pytest.raises(ConfigError, match="does not discard hits"):
         run(tmp_path / "a", CascadeSettings(keep_below=0.0, target=0.1))
     with pytest.raises(StoreError, match="larger --keep-below"):
         run(tmp_path / "b", CascadeSettings(keep_below=-50.0, target=-60.0, relax=False))

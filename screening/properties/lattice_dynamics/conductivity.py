@@ -37,7 +37,8 @@ from .transport import (
     set_harmonic_forces,
 )
 
-# Third-order displacements per atom of the cell and atom of its supercell, and atoms in a volume, for estimates.
+# For estimates: third-order displacements per pair of an atom of the cell and an atom of its supercell, and atoms per
+# volume.
 _DISPLACEMENTS_PER_PAIR = 2
 _ATOMS_PER_VOLUME = 1 / 15.0  # 1/angstrom^3
 # Dims of the tables: atoms of all harmonic supercells, of all anharmonic ones, irreducible wave vectors, their modes.
@@ -68,14 +69,14 @@ PHONONDB_CELLS = {225: _CUBIC, 216: _CUBIC, 186: ProtocolCells((5, 5, 3), (3, 3,
 
 @dataclass(frozen=True, slots=True)
 class Kappa(Property):
-    """Lattice thermal conductivity in the relaxation-time approximation, with coherences, by phono3py.
+    """Lattice thermal conductivity in the relaxation-time approximation, with coherences, by phono3py; see `transport`.
 
     Attributes:
         displacement: Length of the displacements, angstrom.
         min_length: Smallest distance of an atom from its images in the supercell of the second-order force constants,
             angstrom.
-        min_length_third: The same for the third-order force constants; the number of their supercells grows with the
-            number of atoms in one.
+        min_length_third: The same length for the third-order force constants; their number of supercells grows with the
+            number of atoms in a supercell.
         max_atoms: Crystals that need a larger supercell have the status ``too_large``.
         max_displacements: Crystals that need more third-order displacements have the status ``too_large``.
         mesh: Length that sets the mesh of wave vectors, angstrom; its numbers of points are the products of this length
@@ -87,7 +88,7 @@ class Kappa(Property):
         boundary: Mean free path that boundaries impose, micrometres.
         average_degenerate: Whether to average the weights of scattering over degenerate modes. Otherwise the
             conductivity depends a little on rounding errors, which choose the eigenvectors of such modes.
-        tolerance: There is no conductivity if a frequency on the mesh is below minus this value, THz.
+        tolerance: No conductivity is computed if a frequency on the mesh is below minus this value, THz.
 
     Raises:
         ConfigError: A value is out of range.
@@ -229,7 +230,7 @@ class Kappa(Property):
         return Outcome(values=_values(result), tables=_tables(result))
 
     def _supercells(self, material: Material) -> ConductivitySupercells:
-        """Supercells of a material.
+        """Return the supercells of a material.
 
         Raises:
             OutcomeError: The material is not a crystal, or exceeds the limits.
@@ -244,10 +245,10 @@ class Kappa(Property):
         return supercells
 
     def _cells(self, crystal: Structure, symprec: float) -> tuple[NDArray[np.int64], NDArray[np.int64], Mesh]:
-        """Supercells of the second- and third-order force constants, int64[3, 3] each, and the mesh."""
+        """Return the supercells of the second- and third-order force constants, int64[3, 3] each, and the mesh."""
         found = find_symmetry(crystal, symprec) if self.phonondb else None
         if found is not None and (cells := PHONONDB_CELLS.get(found.number)):
-            conventional = np.array(found.std_linear).T  # lattice vectors as rows, in those of the crystal
+            conventional = np.array(found.std_linear).T  # rows are lattice vectors, in lattice vectors of the crystal
             matrices = [np.diag(counts) @ conventional for counts in (cells.harmonic, cells.anharmonic)]
             harmonic, anharmonic = (np.rint(matrix).astype(np.int64) for matrix in matrices)
             if np.allclose(matrices, (harmonic, anharmonic), atol=_INTEGER):

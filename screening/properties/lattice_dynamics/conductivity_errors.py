@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# The largest possible error; also that of a crystal for which a model predicts imaginary modes or another space group.
+# The largest possible error, also used where a model predicts imaginary modes or another space group for a crystal.
 LARGEST_ERROR = 2.0
 
 
@@ -29,7 +29,7 @@ class ModeConductivities:
 
 
 def relative_difference(predicted: ModeConductivities | None, reference: ModeConductivities) -> float:
-    """Symmetric relative difference (SRD) of two conductivities: positive if the prediction is too large.
+    """Return the symmetric relative difference (SRD) of conductivities, positive if the prediction is too large.
 
     Its absolute value is the symmetric relative error (SRE).
 
@@ -46,7 +46,7 @@ def relative_difference(predicted: ModeConductivities | None, reference: ModeCon
 
 
 def relative_mode_error(predicted: ModeConductivities | None, reference: ModeConductivities) -> float:
-    """Symmetric relative mean error (SRME) of two conductivities by mode.
+    """Return the symmetric relative mean error (SRME) of two conductivities, by mode.
 
     Unlike the difference of the totals, it does not let errors of different modes cancel.
 
@@ -58,7 +58,7 @@ def relative_mode_error(predicted: ModeConductivities | None, reference: ModeCon
         A number between 0 and 2; 2 without a prediction.
 
     Raises:
-        ValueError: The two have different irreducible wave vectors or bands.
+        ValueError: The two conductivities have different irreducible wave vectors or bands.
     """
     if predicted is None or not np.isfinite(predicted.total):
         return LARGEST_ERROR

@@ -2,7 +2,7 @@
 
 phonopy (Togo et al., J. Phys.: Condens. Matter 35, 353001 (2023)) finds the displacements that are not equivalent by
 symmetry, and turns their forces into force constants. The forces are computed elsewhere, for many crystals at a
-time. Frequencies are in THz; those of imaginary modes are negative.
+time. Frequencies are in THz; imaginary modes have negative frequencies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ....pipeline.errors import ConfigError
 from ....pipeline.structures.structure import Structure
 from .supercells import PHONOPY_SYMPREC, from_phonopy, to_phonopy
 
-# Translations and permutations are imposed on the force constants in turn, this many times.
+# Translational and permutation symmetry are imposed on the force constants alternately, this many times.
 _SYMMETRIZATIONS = 3
 N_ACOUSTIC = 3
 _COULOMB = 14.399645  # Coulomb constant, eV angstrom / e^2 (CODATA 2018)
@@ -29,7 +29,7 @@ class BornCharges:
 
     Attributes:
         charges: Charge tensor of each atom of the crystal: float64[n_atoms, 3, 3], e. The first index is the
-            direction of the polarization, the second that of the displacement.
+            direction of the polarization, the second index the direction of the displacement.
         dielectric: Electronic part of the dielectric tensor: float64[3, 3].
     """
 
@@ -58,9 +58,10 @@ class Stability:
     Attributes:
         min_frequency: Lowest frequency on the mesh and at the wave vectors that fit into the supercell, where no
             interpolation is involved, THz. The three acoustic modes at Gamma do not count.
-        min_wave_vector: Wave vector of that mode, in reciprocal lattice vectors of the primitive cell: float64[3].
-        acoustic_at_gamma: Largest absolute frequency of the three acoustic modes at Gamma, THz: 0 but for rounding.
-        imaginary_fraction: Share of the modes on the mesh with a frequency below minus the tolerance.
+        min_wave_vector: Wave vector of the mode with this frequency, in reciprocal lattice vectors of the primitive
+            cell: float64[3].
+        acoustic_at_gamma: Largest absolute frequency of the three acoustic modes at Gamma, THz; 0 apart from rounding.
+        imaginary_fraction: Fraction of the modes on the mesh whose frequency is below minus the tolerance.
         is_stable: Whether no frequency is below minus the tolerance.
     """
 
@@ -123,7 +124,7 @@ def set_force_constants(supercells: DisplacedSupercells, forces: ArrayLike, born
 
 
 def without_residual(forces: ArrayLike) -> NDArray[np.float64]:
-    """Subtract the forces of the first supercell, which has no displacement, from those of all others.
+    """Subtract the forces of the first supercell, which has no displacement, from the forces of all others.
 
     Args:
         forces: float[n_supercells, n_atoms, 3], eV/angstrom.
@@ -136,7 +137,7 @@ def without_residual(forces: ArrayLike) -> NDArray[np.float64]:
 
 
 def nac_parameters(phonopy: Any, born: BornCharges) -> dict[str, Any]:
-    """Return phonopy's parameters of the non-analytical term.
+    """Return phonopy's parameters of the non-analytical term, which splits optical modes near Gamma.
 
     Args:
         phonopy: phonopy's `Phonopy` or phono3py's `Phono3py` object of the crystal.

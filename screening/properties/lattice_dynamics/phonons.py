@@ -33,7 +33,7 @@ from .force_constants import Stability, displaced_supercells, set_force_constant
 from .spectra import bands, density_of_states, thermal_displacements, thermal_functions
 from .supercells import supercell_matrix
 
-# Displacements of a crystal of average symmetry, per atom of its cell, and atoms in its supercell, for estimates.
+# For estimates: displacements of a crystal of average symmetry per atom of its cell, and atoms per volume.
 _DISPLACEMENTS_PER_ATOM = 3
 _ATOMS_PER_VOLUME = 1 / 15.0  # 1/angstrom^3
 # Dims of the tables: points of the density of states, points of the path, modes at these points, atoms of the crystal,
@@ -226,13 +226,13 @@ class Phonons(Property):
         return Outcome(OK if found.is_stable else IMAGINARY_MODES, values, tables, note)
 
     def _supercell(self, crystal: Structure, symprec: float) -> NDArray[np.int64]:
-        """Lattice vectors of the supercell as rows: int64[3, 3]."""
+        """Return the lattice vectors of the supercell as rows: int64[3, 3]."""
         if self.supercell is None:
             return supercell_matrix(crystal, self.min_length, symprec)
         return np.diag(self.supercell)
 
     def _thermal(self, phonopy: Any) -> tuple[dict[str, Any], NDArray[np.float64]]:
-        """Quantities that depend on the temperature, and the displacement tensors of the atoms."""
+        """Return the quantities that depend on temperature, and the displacement tensors of the atoms."""
         here = thermal_functions(phonopy, [self.temperature])
         table = thermal_functions(phonopy, self.temperatures)
         tensors = thermal_displacements(phonopy, [self.temperature])[0]
@@ -249,20 +249,20 @@ class Phonons(Property):
 
 
 def check_size(n_atoms: int, largest: int) -> None:
-    """Reject a supercell that is too large.
+    """Check that a supercell is not too large.
 
     Raises:
-        OutcomeError: It has more atoms than the settings allow.
+        OutcomeError: The supercell has more atoms than the settings allow.
     """
     if n_atoms > largest:
         raise OutcomeError(TOO_LARGE, f"the supercell has {n_atoms:,} atoms; the limit is {largest:,}")
 
 
 def check_displacements(count: int, largest: int) -> None:
-    """Reject a crystal with too many displacements.
+    """Check that a crystal does not need too many displacements.
 
     Raises:
-        OutcomeError: It has more displacements than the settings allow.
+        OutcomeError: The crystal needs more displacements than the settings allow.
     """
     if count > largest:
         raise OutcomeError(TOO_LARGE, f"the crystal needs {count:,} displacements; the limit is {largest:,}")
@@ -279,7 +279,7 @@ def _stability_values(found: Stability) -> Mapping[str, Any]:
 
 
 def _spectra(phonopy: Any) -> dict[str, NDArray[Any] | list[str]]:
-    """Tables of the density of states and of the bands."""
+    """Return the tables of the density of states and of the bands."""
     states, path = density_of_states(phonopy), bands(phonopy)
     return {
         "dos_frequency": states.frequency,
@@ -291,5 +291,5 @@ def _spectra(phonopy: Any) -> dict[str, NDArray[Any] | list[str]]:
 
 
 def _coordinates(wave_vector: NDArray[np.float64]) -> str:
-    """A wave vector as text."""
+    """Return a wave vector as text."""
     return "(" + ", ".join(f"{value:.3g}" for value in wave_vector) + ")"

@@ -1,4 +1,4 @@
-"""What phonons imply: density of states, bands along a path, thermodynamic functions, thermal displacements."""
+"""Quantities from phonons: density of states, bands, thermodynamic functions and thermal displacements."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _DISPLACEMENT_MESH = 30.0
 class ThermalFunctions:
     """Thermodynamic functions of the harmonic crystal at constant volume, by temperature.
 
-    Imaginary modes do not contribute: the functions of a crystal that has some are incomplete.
+    Imaginary modes do not contribute, so the functions of a crystal with imaginary modes are incomplete.
 
     Attributes:
-        temperature: float64[n], K.
-        heat_capacity: float64[n], J/K per mole of atoms.
-        entropy: float64[n], J/K per mole of atoms.
+        temperature: Temperatures: float64[n], K.
+        heat_capacity: Heat capacities: float64[n], J/K per mole of atoms.
+        entropy: Entropies: float64[n], J/K per mole of atoms.
         free_energy: Helmholtz free energy of the vibrations, with the zero-point energy: float64[n], eV/atom.
-        zero_point_energy: eV/atom.
+        zero_point_energy: Zero-point energy, eV/atom.
     """
 
     temperature: NDArray[np.float64]
@@ -46,7 +46,7 @@ class DensityOfStates:
     """Density of states of the phonons.
 
     Attributes:
-        frequency: float64[n], THz.
+        frequency: Frequencies: float64[n], THz.
         density: States per atom and THz: float64[n], 1/THz; the integral is 3.
     """
 
@@ -59,9 +59,9 @@ class Bands:
     """Frequencies along the path of Hinuma et al., Comput. Mater. Sci. 128, 140 (2017).
 
     Attributes:
-        wave_vector: In reciprocal lattice vectors of the primitive cell: float64[n, 3].
+        wave_vector: Wave vectors, in reciprocal lattice vectors of the primitive cell: float64[n, 3].
         distance: Distance along the path: float64[n], 1/angstrom (without 2 pi).
-        frequency: float64[n, n_bands], THz.
+        frequency: Frequencies: float64[n, n_bands], THz.
         labels: Name of each wave vector that ends a segment, such as GAMMA or X; empty for all others.
     """
 
@@ -90,7 +90,11 @@ def thermal_functions(phonopy: Any, temperatures: Sequence[float]) -> ThermalFun
 
 
 def density_of_states(phonopy: Any) -> DensityOfStates:
-    """Compute the density of states by the tetrahedron method, on the mesh of `force_constants.stability`."""
+    """Compute the density of states by the tetrahedron method, on the mesh of `force_constants.stability`.
+
+    Args:
+        phonopy: phonopy's object after `force_constants.stability`.
+    """
     found = phonopy.run_total_dos()
     return DensityOfStates(np.asarray(found.frequency_points), np.asarray(found.dos) / len(phonopy.primitive))
 
@@ -126,7 +130,7 @@ def bands(phonopy: Any, points: int = BAND_POINTS) -> Bands:
 def thermal_displacements(phonopy: Any, temperatures: Sequence[float]) -> NDArray[np.float64]:
     """Compute the mean-square displacement tensor of each atom of the crystal, in Cartesian axes.
 
-    The sum over modes is that of phonopy's `run_thermal_displacement_matrices`, which takes a second per crystal.
+    The sum over modes is as in phonopy's `run_thermal_displacement_matrices`, which takes a second per crystal.
 
     Args:
         phonopy: phonopy's object after `force_constants.stability`.
@@ -135,7 +139,7 @@ def thermal_displacements(phonopy: Any, temperatures: Sequence[float]) -> NDArra
     Returns:
         float64[n_temperatures, n_atoms, 3, 3], angstrom^2.
     """
-    own = phonopy.replicate()  # keeps the mesh of the stability
+    own = phonopy.replicate()  # a copy, so that the mesh of `force_constants.stability` is kept
     own.force_constants, own.nac_params = phonopy.force_constants, phonopy.nac_params
     mesh = own.run_mesh(mesh=_DISPLACEMENT_MESH, with_eigenvectors=True, is_mesh_symmetry=False)
     masses = phonopy.primitive.masses
@@ -150,11 +154,11 @@ def thermal_displacements(phonopy: Any, temperatures: Sequence[float]) -> NDArra
 
 
 def _mean_squares(frequency: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """Mean square of the amplitude of each mode, times the mass: float64[n], angstrom^2 Da.
+    """Return the mean-square amplitude of each mode, times the mass: float64[n], angstrom^2 Da.
 
     Args:
-        frequency: float64[n], THz.
-        temperature: K.
+        frequency: Frequencies: float64[n], THz.
+        temperature: Temperature, K.
     """
     from ase.units import _amu, _hbar, _k  # noqa: PLC0415 - SI units; ASE takes 0.3 s to import
 
@@ -165,6 +169,6 @@ def _mean_squares(frequency: NDArray[np.float64], temperature: float) -> NDArray
 
 
 def _primitive_atoms(phonopy: Any) -> NDArray[np.int64]:
-    """Atom of the primitive cell that each atom of the crystal is a copy of: int64[n_atoms]."""
+    """Return the atom of the primitive cell that each atom of the crystal repeats: int64[n_atoms]."""
     primitive = phonopy.primitive
     return np.array([primitive.p2p_map[primitive.s2p_map[place]] for place in phonopy.supercell.u2s_map])

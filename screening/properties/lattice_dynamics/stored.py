@@ -33,19 +33,19 @@ def stored_phonopy(dataset: str | Path, structure_id: str) -> Any:
 
     Args:
         dataset: Dataset of `compute_properties` with the property phonons.
-        structure_id: Name of the crystal; if several have it, the first is used.
+        structure_id: Id of the crystal; if several crystals have this id, the first is used.
 
     Raises:
         StoreError: The dataset cannot be read, or holds no force constants of the crystal.
-        ConfigError: There is no crystal with this name, or phonopy is not installed.
+        ConfigError: There is no crystal with this id, or phonopy is not installed.
     """
-    check_installed("a crystal with force constants", ["phonopy"])
+    check_installed("stored_phonopy", ["phonopy"])
     found = open_scores(dataset)
     if "phonon_supercell" not in found:
         raise StoreError(f"{dataset} holds no phonons; run `equiscreen properties` with `--what phonons`")
     rows = np.flatnonzero(found["structure_id"].values == structure_id)
     if len(rows) == 0:
-        raise ConfigError(f"{dataset}: no structure is named {structure_id!r}; structure_id lists the names")
+        raise ConfigError(f"{dataset}: no structure has the id {structure_id!r}; see the array structure_id")
     row = int(rows[0])
     ends = np.cumsum(found["n_force_constant_pair"].values)
     start = int(ends[row - 1]) if row else 0
@@ -92,7 +92,7 @@ def band_figure(path: Bands, states: DensityOfStates) -> Figure:
 
 
 def _ticks(path: Bands, ends: list[int]) -> tuple[list[float], list[str]]:
-    """Places and names of the ends of segments; where the path jumps, both names stand at one place."""
+    """Return places and names of the ends of segments; where the path jumps, one place has both names."""
     names: dict[float, list[str]] = {}
     for place in ends:
         label = path.labels[place].replace("GAMMA", "Γ")

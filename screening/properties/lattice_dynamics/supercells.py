@@ -25,7 +25,7 @@ def supercell_matrix(structure: Structure, min_length: float, symprec: float) ->
     """Return the smallest symmetric supercell in which no atom is close to one of its own images.
 
     Supercells of the cell as given, of its reduced form, of the primitive cell and of the conventional cell are
-    compared; a supercell that would lower the point group of the crystal is used only if all do. For a face-centred
+    compared; one that would lower the point group of the crystal is used only if all of them would. For a face-centred
     cubic crystal, multiples of the primitive cell need fewer atoms than cubes.
 
     Example:
@@ -78,7 +78,7 @@ def _repetitions(basis: NDArray[np.float64], cell: NDArray[np.float64], min_leng
 
 
 def _keeps(matrix: NDArray[np.int64], rotations: NDArray[np.float64]) -> bool:
-    """Whether the operations of a crystal map the lattice of a supercell onto itself.
+    """Return whether the operations of a crystal map the lattice of a supercell onto itself.
 
     Args:
         matrix: Lattice vectors of the supercell as rows: int64[3, 3].
@@ -89,7 +89,7 @@ def _keeps(matrix: NDArray[np.int64], rotations: NDArray[np.float64]) -> bool:
 
 
 def shortest_vector(cell: NDArray[np.float64]) -> float:
-    """Length of the shortest vector of a lattice, angstrom.
+    """Return the length of the shortest vector of a lattice, angstrom.
 
     Args:
         cell: float64[3, 3], lattice vectors as rows, angstrom.
@@ -104,7 +104,8 @@ def to_phonopy(structure: Structure) -> tuple[Any, NDArray[np.float64]]:
     """Return a structure as phonopy's `PhonopyAtoms`, and the matrix of its primitive cell.
 
     Returns:
-        The atoms, and float64[3, 3]; its columns are the primitive lattice vectors, in those of the structure.
+        The atoms, and float64[3, 3]; its columns are the primitive lattice vectors, in lattice vectors of the
+        structure.
     """
     from phonopy.structure.atoms import PhonopyAtoms  # noqa: PLC0415 - an extra
     from phonopy.structure.cells import guess_primitive_matrix  # noqa: PLC0415 - an extra

@@ -1,7 +1,7 @@
 """Lattice thermal conductivity: third-order force constants, relaxation times, and the coherence between modes.
 
 phono3py (Togo et al., Phys. Rev. B 91, 094306 (2015)) finds the displacements and solves the linearized transport
-equation in the relaxation-time approximation; coherences are those of Simoncelli et al., Nat. Phys. 15, 809 (2019).
+equation in the relaxation-time approximation; coherences follow Simoncelli et al., Nat. Phys. 15, 809 (2019).
 The forces are computed elsewhere, many supercells at a time.
 """
 
@@ -22,9 +22,9 @@ from .conductivity_errors import ModeConductivities
 from .force_constants import N_ACOUSTIC, BornCharges, nac_parameters, without_residual
 from .supercells import PHONOPY_SYMPREC, from_phonopy, to_phonopy
 
-# Wigner's transport equation, as phono3py names it.
+# phono3py's name of the Wigner transport equation.
 _COHERENCE = "SMM19"
-# Acoustic modes at Gamma below minus this frequency (THz) count as imaginary; they are 0 but for rounding.
+# Acoustic modes at Gamma below minus this frequency (THz) count as imaginary; they are 0 apart from rounding.
 _ACOUSTIC_TOLERANCE = 1e-2
 
 Mesh = float | tuple[int, int, int]
@@ -47,14 +47,14 @@ class ConductivitySupercells:
         return len(first) + sum(len(one["second_atoms"]) for one in first)
 
     def harmonic(self) -> tuple[Structure, ...]:
-        """Supercells of the second-order force constants: first without displacements, then one per displacement."""
+        """Return the supercells of the second-order force constants: one without displacements, then displaced ones."""
         displaced = self.phono3py.phonon_supercells_with_displacements
         return tuple(map(from_phonopy, (self.phono3py.phonon_supercell, *displaced)))
 
     def anharmonic(self) -> tuple[Structure, ...]:
-        """Supercells of the third-order force constants: first without displacements, then displaced ones.
+        """Return the supercells of the third-order force constants: one without displacements, then displaced ones.
 
-        One or two atoms of a supercell are displaced.
+        In the displaced ones, one or two atoms are moved.
         """
         return tuple(map(from_phonopy, (self.phono3py.supercell, *self.phono3py.supercells_with_displacements)))
 
@@ -64,13 +64,13 @@ class Conductivity:
     """Thermal conductivity of a crystal by temperature, and its parts by mode.
 
     Attributes:
-        temperature: float64[n_temperatures], K.
+        temperature: Temperatures: float64[n_temperatures], K.
         kappa: Conductivity tensor in the order xx, yy, zz, yz, xz, xy: float64[n_temperatures, 6], W/m/K.
-        coherence: The part of it that the coherence between modes contributes: float64[n_temperatures, 6], W/m/K.
+        coherence: Part of `kappa` that coherences between modes contribute: float64[n_temperatures, 6], W/m/K.
         wave_vector: Irreducible wave vectors, in reciprocal lattice vectors of the primitive cell:
             float64[n_wave_vectors, 3].
-        weight: Number of wave vectors of the mesh that each represents: int64[n_wave_vectors].
-        frequency: float64[n_wave_vectors, n_bands], THz.
+        weight: Number of wave vectors of the mesh that each irreducible one represents: int64[n_wave_vectors].
+        frequency: Frequencies: float64[n_wave_vectors, n_bands], THz.
         mode_kappa: Contribution of each mode, averaged over directions, times the number of wave vectors of the mesh:
             float64[n_temperatures, n_wave_vectors, n_bands], W/m/K. A coherence is divided between its two modes.
     """
@@ -99,10 +99,11 @@ def conductivity_supercells(
         harmonic: Supercell of the second-order force constants: lattice vectors as rows, in lattice vectors of the
             crystal, int64[3, 3].
         anharmonic: Supercell of the third-order force constants: int64[3, 3].
-        mesh: Numbers of wave vectors, or the length that sets them (see `force_constants.stability`), angstrom.
+        mesh: Numbers of wave vectors along the reciprocal lattice vectors of the primitive cell, or the length that
+            sets them (see `force_constants.stability`), angstrom.
         displacement: Length of the displacements, angstrom.
     """
-    # phono3py's compiled code does not look at OMP_NUM_THREADS, which Dask sets for its workers.
+    # phono3py's compiled code ignores OMP_NUM_THREADS, which Dask sets for its workers.
     os.environ.setdefault("RAYON_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1)))
     from phono3py import Phono3py  # noqa: PLC0415 - an extra
 
@@ -192,19 +193,19 @@ def conductivity(
 
 
 def _silence() -> contextlib.redirect_stdout[io.StringIO]:
-    """A context in which phono3py does not print a remark about acoustic modes at Gamma that are not exactly 0."""
+    """Return a context in which phono3py does not print remarks on acoustic modes at Gamma that are not exactly 0."""
     return contextlib.redirect_stdout(io.StringIO())
 
 
 def _by_mode(pairs: NDArray[np.float64], heat_capacities: NDArray[np.float64]) -> NDArray[np.float64]:
     """Divide the coherence of each pair of modes between the two, and average over directions.
 
-    Each mode receives the share that the heat capacity of the other has in the sum of the two. The benchmark
-    phonondb-103 divides coherences in this way.
+    Each mode receives a share equal to the other mode's share of the sum of their heat capacities, as in the benchmark
+    phonondb-103.
 
     Args:
         pairs: Contributions by pairs of bands: float64[n_temperatures, n_wave_vectors, n_bands, n_bands, 6], W/m/K.
-        heat_capacities: float64[n_temperatures, n_wave_vectors, n_bands], eV/K.
+        heat_capacities: Heat capacity of each mode: float64[n_temperatures, n_wave_vectors, n_bands], eV/K.
 
     Returns:
         float64[n_temperatures, n_wave_vectors, n_bands], W/m/K.

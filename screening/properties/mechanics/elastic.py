@@ -29,7 +29,7 @@ from ..protocol import (
 )
 from .elastic_tensor import VOIGT, Moduli, fitted_tensor, invariant_basis, needed_strains, to_voigt, unit_strain
 
-# Evaluations that the relaxation of the ions of one strained cell takes, about.
+# Approximate number of evaluations in the relaxation of the ions of one strained cell.
 _EVALUATIONS = 6
 _SHEARS = frozenset({3, 4, 5})
 
@@ -37,9 +37,9 @@ _SHEARS = frozenset({3, 4, 5})
 class StressMeasure(StrEnum):
     """Stress that is fitted against the Green-Lagrange strain."""
 
-    # The stress that is conjugate to this strain: its derivative is the elastic tensor at any strain.
+    # The stress that is conjugate to this strain: its derivative with respect to the strain is the elastic tensor.
     PIOLA_KIRCHHOFF = "piola_kirchhoff"
-    # The stress that codes print, as MatCalc takes it; both agree to first order if the unstrained stress is zero.
+    # The stress that DFT codes print, which MatCalc fits; both agree to first order if the unstrained stress is zero.
     CAUCHY = "cauchy"
 
 
@@ -52,18 +52,19 @@ class Elastic(Property):
     """Elastic tensor, from a linear fit of the stress against several strains of each kind.
 
     Strains are Green-Lagrange tensors. The cell is deformed by the upper triangular deformation gradient that has this
-    strain, so that the first lattice directions keep their orientation.
+    strain, so that the x axis and the xy plane keep their orientation.
 
     Attributes:
         normal_strains: Strains xx, yy and zz.
         shear_strains: Tensor components yz, xz and xy of shear strains, half of the engineering strains.
-        relax_ions: How the ions of a strained cell are relaxed; None keeps their fractional coordinates ("clamped").
+        relax_ions: Settings for relaxing the ions of a strained cell; None keeps their fractional coordinates
+            ("clamped").
         use_symmetry: Apply only as many kinds of strain as the point group needs, and fit a tensor that has its
             symmetry; otherwise apply all six.
         stress_measure: Stress that is fitted.
 
     Raises:
-        ConfigError: A strain is zero or too large, or there are fewer than two of a kind.
+        ConfigError: A strain is zero or above 0.2 in absolute value, or there are fewer than two of a kind.
     """
 
     name = "elastic"
@@ -76,13 +77,13 @@ class Elastic(Property):
             inner=(6, 6),
             units="GPa",
         ),
-        _modulus("bulk_modulus_voigt", "bulk modulus, average of Voigt (upper bound)"),
-        _modulus("bulk_modulus_reuss", "bulk modulus, average of Reuss (lower bound)"),
-        _modulus("bulk_modulus_vrh", "bulk modulus, average of Voigt, Reuss and Hill"),
-        _modulus("shear_modulus_voigt", "shear modulus, average of Voigt (upper bound)"),
-        _modulus("shear_modulus_reuss", "shear modulus, average of Reuss (lower bound)"),
-        _modulus("shear_modulus_vrh", "shear modulus, average of Voigt, Reuss and Hill"),
-        _modulus("young_modulus", "Young's modulus of a polycrystal, from the averages of Hill"),
+        _modulus("bulk_modulus_voigt", "bulk modulus, Voigt average (upper bound)"),
+        _modulus("bulk_modulus_reuss", "bulk modulus, Reuss average (lower bound)"),
+        _modulus("bulk_modulus_vrh", "bulk modulus, Voigt-Reuss-Hill average"),
+        _modulus("shear_modulus_voigt", "shear modulus, Voigt average (upper bound)"),
+        _modulus("shear_modulus_reuss", "shear modulus, Reuss average (lower bound)"),
+        _modulus("shear_modulus_vrh", "shear modulus, Voigt-Reuss-Hill average"),
+        _modulus("young_modulus", "Young's modulus of a polycrystal, from the Hill averages"),
         structure_array("poisson_ratio", "float64", "Poisson's ratio of a polycrystal", units="1"),
         structure_array("universal_anisotropy", "float64", "universal elastic anisotropy; 0 = isotropic", units="1"),
         structure_array(
@@ -109,7 +110,7 @@ class Elastic(Property):
                 raise ConfigError(f"{name} strains {strains}: give at least two, none of them zero or above 0.2")
 
     def workload(self, n_atoms: int) -> Workload:
-        """See `Property.workload`; a crystal with all six kinds of strain."""
+        """See `Property.workload`; all six kinds of strain are assumed."""
         cells = 3 * (len(self.normal_strains) + len(self.shear_strains))
         return Workload(cells, cells * n_atoms * (1 if self.relax_ions is None else _EVALUATIONS))
 
@@ -148,14 +149,14 @@ class Elastic(Property):
                 )
 
     def _stress(self, stress: NDArray[np.float64], gradient: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Stress that is fitted, from the Cauchy stress: float64[6], in the unit of `stress`."""
+        """Return the stress that is fitted, from the Cauchy stress: float64[6], in the unit of `stress`."""
         if self.stress_measure is StressMeasure.PIOLA_KIRCHHOFF:
             inverse = np.linalg.inv(gradient)
             stress = np.linalg.det(gradient) * inverse @ stress @ inverse.T
         return to_voigt(stress)
 
     def _slopes(self, modes: Sequence[int], stresses: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-        """Derivatives of the stress with respect to each kind of strain, and the deviation from straight lines.
+        """Return derivatives of the stress with respect to each kind of strain, and deviations from straight lines.
 
         Args:
             modes: Voigt components of strain.
@@ -202,12 +203,17 @@ class Elastic(Property):
 
 
 def deformation(strain: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Upper triangular deformation gradient F of a Green-Lagrange strain (F^T F - 1) / 2: float64[3, 3]."""
+    """Return the upper triangular deformation gradient F of a Green-Lagrange strain (F^T F - 1) / 2: float64[3, 3]."""
     return np.asarray(np.linalg.cholesky(np.eye(3) + 2 * strain).T, dtype=np.float64)
 
 
 def deformed(structure: Structure, gradient: NDArray[np.float64]) -> Structure:
-    """A crystal whose lattice is deformed, with the same fractional coordinates."""
+    """Return a crystal with a deformed lattice and the same fractional coordinates.
+
+    Args:
+        structure: The crystal.
+        gradient: Deformation gradient: float64[3, 3].
+    """
     return Structure(
         structure.atomic_number, np.ascontiguousarray(structure.cell @ gradient.T), structure.frac_coord, structure.pbc
     )

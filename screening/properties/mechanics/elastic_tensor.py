@@ -19,19 +19,19 @@ _ROWS, _COLUMNS = (np.array(index) for index in zip(*VOIGT, strict=True))
 # Factors from Voigt to Kelvin components of a stress, and of a strain in engineering components.
 _KELVIN = np.array([1.0, 1.0, 1.0, np.sqrt(2.0), np.sqrt(2.0), np.sqrt(2.0)])
 # A combination of strains suffices if it determines each independent constant at least this well, relative to all six
-# strains: its error is then at most some twice as large.
+# strains: its error is then at most about twice as large.
 _WELL_DETERMINED = 0.45
 _RANK = 1e-8
 
 
 def to_voigt(tensor: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Voigt components of symmetric stress tensors: float64[..., 3, 3] to float64[..., 6]."""
+    """Convert symmetric stress tensors to Voigt components: float64[..., 3, 3] to float64[..., 6]."""
     out: NDArray[np.float64] = (tensor[..., _ROWS, _COLUMNS] + tensor[..., _COLUMNS, _ROWS]) / 2
     return out
 
 
 def unit_strain(mode: int) -> NDArray[np.float64]:
-    """Strain tensor of one Voigt component: float64[3, 3] with ones at the places of the component."""
+    """Return the strain tensor of one Voigt component: float64[3, 3], with ones at the component's places."""
     strain = np.zeros((3, 3))
     i, j = VOIGT[mode]
     strain[i, j] = strain[j, i] = 1.0
@@ -39,14 +39,14 @@ def unit_strain(mode: int) -> NDArray[np.float64]:
 
 
 def invariant_basis(rotations: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Orthonormal basis of the elastic tensors that a point group allows.
+    """Return an orthonormal basis of the elastic tensors that a point group allows.
 
     Args:
         rotations: float64[n, 3, 3], a group of orthogonal matrices.
 
     Returns:
         float64[n_constants, 6, 6], symmetric matrices in Kelvin notation: 3 for a cubic crystal, 21 for a triclinic
-        one.
+        crystal.
     """
     turns = np.array([_kelvin_rotation(rotation) for rotation in rotations])
     pairs = [(i, j) for i in range(6) for j in range(i, 6)]
@@ -60,7 +60,7 @@ def invariant_basis(rotations: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _kelvin_rotation(rotation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Orthogonal 6 x 6 matrix that rotates a symmetric tensor in Kelvin notation."""
+    """Return the orthogonal 6 x 6 matrix that rotates a symmetric tensor in Kelvin notation."""
     out = np.empty((6, 6))
     for mode in range(6):
         turned = rotation @ unit_strain(mode) @ rotation.T
@@ -69,7 +69,7 @@ def _kelvin_rotation(rotation: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def needed_strains(basis: NDArray[np.float64]) -> tuple[int, ...]:
-    """The fewest Voigt components of strain whose stresses determine all independent elastic constants.
+    """Return the fewest Voigt components of strain whose stresses determine all independent elastic constants.
 
     Args:
         basis: Basis of the allowed tensors, from `invariant_basis`.
@@ -83,7 +83,7 @@ def needed_strains(basis: NDArray[np.float64]) -> tuple[int, ...]:
 
 
 def _share(basis: NDArray[np.float64], modes: Sequence[int]) -> float:
-    """Smallest singular value of the map from constants to the stresses of some strains; it is 1 for all six."""
+    """Return the smallest singular value of the map from constants to the stresses of strains; 1 for all six."""
     design = basis[:, :, list(modes)].reshape(len(basis), -1)
     if design.shape[0] > design.shape[1]:
         return 0.0
@@ -91,7 +91,7 @@ def _share(basis: NDArray[np.float64], modes: Sequence[int]) -> float:
 
 
 def fitted_tensor(modes: Sequence[int], slopes: NDArray[np.float64], basis: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The elastic tensor with a given symmetry that best fits the derivatives of the stress, by least squares.
+    """Return the elastic tensor with a given symmetry that best fits derivatives of the stress, by least squares.
 
     Args:
         modes: Voigt components of strain that were applied.
@@ -111,7 +111,12 @@ def fitted_tensor(modes: Sequence[int], slopes: NDArray[np.float64], basis: NDAr
 
 
 def rotated_tensor(tensor: NDArray[np.float64], rotation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Elastic tensor of a rotated crystal: float64[6, 6]."""
+    """Return the elastic tensor of a rotated crystal: float64[6, 6].
+
+    Args:
+        tensor: Elastic tensor of the crystal: float64[6, 6].
+        rotation: Orthogonal matrix that rotates column vectors: float64[3, 3].
+    """
     turn, factors = _kelvin_rotation(rotation), np.outer(_KELVIN, _KELVIN)
     out: NDArray[np.float64] = turn @ (tensor * factors) @ turn.T / factors
     return out
@@ -128,7 +133,7 @@ class Moduli:
     Attributes:
         bulk_voigt, bulk_reuss: Bulk moduli.
         shear_voigt, shear_reuss: Shear moduli.
-        is_stable: Whether any strain costs energy: all eigenvalues of the tensor are positive (F. Mouhat and F.-X.
+        is_stable: Whether every strain costs energy: all eigenvalues of the tensor are positive (F. Mouhat and F.-X.
             Coudert, Phys. Rev. B 90, 224104 (2014)).
     """
 
@@ -140,7 +145,7 @@ class Moduli:
 
     @classmethod
     def of(cls, tensor: NDArray[np.float64]) -> Moduli:
-        """The averages of a tensor, float64[6, 6]."""
+        """Return the averages of a tensor, float64[6, 6]."""
         kelvin = tensor * np.outer(_KELVIN, _KELVIN)
         values = np.linalg.eigvalsh((kelvin + kelvin.T) / 2)
         bulk, shear = _averages(kelvin)
@@ -177,9 +182,9 @@ class Moduli:
 
 
 def _averages(kelvin: NDArray[np.float64]) -> tuple[float, float]:
-    """Invariants of a tensor in Kelvin notation: mean of the hydrostatic part, and half of that of the deviatoric one.
+    """Return two invariants of a tensor in Kelvin notation, which give its average moduli.
 
-    For a stiffness tensor they are K and G; for a compliance tensor, 1 / (9 K) and 1 / (4 G).
+    They are K and G for a stiffness tensor, and 1 / (9 K) and 1 / (4 G) for a compliance tensor.
     """
     hydrostatic = float(kelvin[:3, :3].sum())  # 9 K
     deviatoric = float(np.trace(kelvin)) - hydrostatic / 3  # 10 G: five equal eigenvalues 2 G

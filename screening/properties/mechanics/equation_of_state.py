@@ -26,7 +26,7 @@ from ..protocol import (
 )
 from .elastic import deformed
 
-# Evaluations that the relaxation of the ions at one volume takes, about.
+# Approximate number of evaluations in the relaxation of the ions at one volume.
 _EVALUATIONS = 6
 
 
@@ -35,8 +35,8 @@ class EquationOfState(Property):
     """Energy at several volumes of a crystal whose cell keeps its shape.
 
     Attributes:
-        volumes: Volumes relative to that of the relaxed crystal.
-        relax_ions: How the ions are relaxed at each volume; None keeps their fractional coordinates.
+        volumes: Volumes relative to the volume of the relaxed crystal.
+        relax_ions: Settings for relaxing the ions at each volume; None keeps their fractional coordinates.
 
     Raises:
         ConfigError: There are fewer than five volumes, or one of them is not between 0.5 and 2.
@@ -116,7 +116,7 @@ class BirchMurnaghan:
         volume: Volume at the minimum, angstrom^3.
         energy: Energy at the minimum, eV.
         bulk_modulus: Bulk modulus at the minimum, eV/angstrom^3.
-        derivative: Its derivative with respect to pressure.
+        derivative: Derivative of the bulk modulus with respect to pressure.
         r_squared: Coefficient of determination.
     """
 
@@ -130,7 +130,7 @@ class BirchMurnaghan:
 def birch_murnaghan(volumes: NDArray[np.float64], energies: NDArray[np.float64]) -> BirchMurnaghan | None:
     """Fit the third-order Birch-Murnaghan equation of state (F. Birch, Phys. Rev. 71, 809 (1947)).
 
-    The energy is a cubic polynomial of x = V^(-2/3), so this is a linear least-squares fit.
+    The energy is a cubic polynomial in x = V^(-2/3), so this is a linear least-squares fit.
 
     Args:
         volumes: float64[n], angstrom^3.

@@ -301,7 +301,7 @@ def test_providers_with_energies_of_their_own_are_for_networks_trained_on_them(
 def test_a_mirror_is_recognised_by_its_fields_but_not_its_functional(tmp_path: Path) -> None:
     with serving(alexandria()) as address:
         assert fetch_references(f"optimade:{address}", SYSTEMS, tmp_path / "a.parquet").phases == 6
-    with serving(alexandria(functional=None)) as address, pytest.raises(ConfigError, match="no run type"):
+    with serving(alexandria(functional=None)) as address, pytest.raises(ConfigError, match="no functional stated"):
         fetch_references(f"optimade:{address}", SYSTEMS, tmp_path / "b.parquet")
     with serving(alexandria("PBEsol")) as address, pytest.raises(ConfigError, match="functional PBEsol"):
         fetch_references(f"optimade:alexandria@{address}", SYSTEMS, tmp_path / "b.parquet")

@@ -98,7 +98,7 @@ def test_formation_energies_as_energies_above_hull_are_told(scores: Path, tmp_pa
     (tmp_path / "elements.json").write_text(json.dumps(elements))
     found = hull(scores, tmp_path / "elements.json", tmp_path / "h.zarr", scheme="mp-uncorrected")
     assert found.attrs["hull"]["without_compounds"] == 6
-    assert "warning: for 6 structures, no reference contains two of their elements" in summary(found, "h")
+    assert "warning: for 6 structures, no reference is a compound of their elements" in summary(found, "h")
 
 
 def test_ids_that_are_no_text_leave_out_no_entry(scores: Path, tmp_path: Path) -> None:

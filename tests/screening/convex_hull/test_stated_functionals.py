@@ -196,7 +196,7 @@ def test_entries_of_matpes_and_r2scan_need_no_assumption(tmp_path: Path) -> None
         ("r2scan", {"calc_type": "R2SCAN Static"}),
     ):
         notes = account_of(tmp_path, entry_of(**more), scheme, None)
-        assert notes["left_out_by_reason"] == {"no run type": 1}  # the plain one
+        assert notes["left_out_by_reason"] == {"no functional stated": 1}  # the plain one
         assert notes["scheme"] == scheme
 
 

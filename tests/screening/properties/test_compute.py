@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_refused(relaxed: Path, sevennet_model: Path, tmp_p
         compute_properties(relaxed, sevennet_model, out, ["elastik"])
     with pytest.raises(ConfigError, match="unknown preset 'matcalk'; did you mean 'matcalc'"):
         compute_properties(relaxed, sevennet_model, out, preset="matcalk")
-    with pytest.raises(ConfigError, match="has no columns for --where"):
+    with pytest.raises(ConfigError, match="which --where cannot filter"):
         compute_properties(relaxed.with_name("g.zarr"), sevennet_model, out, where="n_atoms < 3")
     with pytest.raises(StoreError, match="no structure meets --where"):
         compute_properties(relaxed, sevennet_model, out, where="n_atoms > 300")

@@ -258,5 +258,5 @@ def test_a_dataset_holds_what_phonopy_needs(exported: Callable[[str], Path], tmp
         assert band_figure(bands(phonopy), density_of_states(phonopy)).axes
     with pytest.raises(StoreError, match="slab has no phonons"):
         stored_phonopy(out, "slab")
-    with pytest.raises(ConfigError, match="no structure is named 'gold'"):
+    with pytest.raises(ConfigError, match="no structure has the id 'gold'"):
         stored_phonopy(out, "gold")
