@@ -19,7 +19,7 @@ MARK = ".equiscreen-demo"
 
 @dataclass(frozen=True, slots=True)
 class SkippedAct:
-    """An act that was skipped.
+    """A skipped act.
 
     Attributes:
         act: The act.
@@ -92,7 +92,11 @@ def run_demo(
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:
-    """Raise an error if a folder exists, unless a demo made it and `overwrite` is set."""
+    """Check that a folder is missing or empty, or that a demo wrote it and `overwrite` is set.
+
+    Raises:
+        OutputExistsError: The folder must not be replaced.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:

@@ -83,7 +83,7 @@ def test_names_of_the_catalogue() -> None:
         ("7net-mf-0/PEB", None, "did you mean 'PBE'"),
         ("7net-mf-0/PBE", "R2SCAN", "`--modality` gives R2SCAN"),
         ("none.ckpt", None, "none.ckpt: no such file"),
-        ("none.onnx", "PBE", "remove `--modality`"),
+        ("none.onnx", "PBE", "leave out `modality`"),
     ],
 )
 def test_wrong_names_are_told(name: str, modality: str | None, told: str) -> None:
