@@ -76,7 +76,7 @@ def structure_cif(served: ServedScores, row: int) -> tuple[str, str]:
         StoreError: The graph store cannot be read.
     """
     if not 0 <= row < len(served):
-        raise ConfigError(f"there is no row {row}; the last row is {len(served) - 1}")
+        raise ConfigError(f"there is no row {row}; the last is {len(served) - 1}")
     rows = np.array([row], dtype=np.int64)
     structure = served.reader.structures(rows)[0]
     if not structure.pbc.all():

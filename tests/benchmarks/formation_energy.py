@@ -243,7 +243,7 @@ def test_errors(store: GraphStore, work: Path, size: int) -> dict[str, NDArray[n
 
 
 def interval(samples: NDArray[np.float64]) -> str:
-    """The middle 95 % of the samples, in words."""
+    """The middle 95 % of the samples, as text."""
     low, high = np.quantile(samples, [0.025, 0.975])
     return f"[{low:.3g}, {high:.3g}]"
 

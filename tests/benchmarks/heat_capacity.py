@@ -5,9 +5,8 @@
 
 Binary crystals of the Alexandria database (matcalc benchmark data 2025.1) are relaxed with 7net-0 to 1e-3 eV/angstrom
 with their space groups kept; then phonons are computed for all of them together. The DFT values are per mole of the
-cell; errors are printed per mole of atoms. The phonopy side receives the same relaxed crystals and supercells, makes
-its own displacements and evaluates them one at a time with SevenNet's calculator in PyTorch. Prints the text of
-`heat_capacity.txt`.
+cell; errors are printed per mole of atoms. For --slow-side crystals, phonopy receives the same relaxed crystals and
+supercells, makes its own displacements, and gets the forces from SevenNet's calculator in PyTorch, one cell at a time.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def relaxed(some: Sequence[Labelled], potential: OnnxPotential) -> dict[int, Mat
 
 
 def with_phonopy(material: Material, matrix: np.ndarray) -> tuple[float, bool]:
-    """Heat capacity (J/K per mole of atoms) and stability by phonopy and SevenNet's calculator, one cell at a time."""
+    """Heat capacity (J/K per mole of atoms) and stability from phonopy and SevenNet's calculator, cell by cell."""
     from phonopy import Phonopy  # noqa: PLC0415 - only this side needs it
     from phonopy.structure.atoms import PhonopyAtoms  # noqa: PLC0415 - only this side needs it
     from sevenn.calculator import SevenNetCalculator  # noqa: PLC0415 - only this side needs it

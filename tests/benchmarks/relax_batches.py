@@ -1,13 +1,13 @@
-"""The cost of relaxations that do not depend on the other structures in a batch, as they did before.
+"""Cost of making the results of a relaxation independent of the other structures in its batch.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/relax_batches.py --data DATA_FOLDER [--structures 200] [--model M.onnx]
         [--scratch FOLDER]
 
 Crystals of mp_20_val.csv.gz, rattled by 0.1 angstrom and strained by 3 %, are relaxed in this process, in the parts
-that a worker of `equiscreen relax` gets, with 7net-0 on one thread. Each part is relaxed twice, in turns first with
-tables whose structures have equal widths, as they are now, and with tables of any structures, as they were before. The
-rates are structures per second of CPU time, so that other processes disturb them less. Then the crystals are relaxed in
-another order: with mixed tables, results have other bits. Prints the text of `relax_batches.txt`.
+that a worker of `equiscreen relax` gets, with 7net-0 on one thread. Each part is relaxed twice, in alternating order:
+with tables whose structures have equal widths, as `relax` makes them, and with tables of any structures. The rates are
+structures per second of CPU time, so that other processes disturb them less. Then the crystals are relaxed in another
+order, which changes the last digits of the results with mixed tables. Prints the text of `relax_batches.txt`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Results of the oldest NequIP whose checkpoints are read: ``python -m tests.oracles.nequip_old``, with nequip 0.7.1.
 
-As for the newest version (`tests.oracles.nequip`), but only a network with and one without parity, as checkpoints.
+As for the newest version (`tests.oracles.nequip`), but only for two checkpoints: a network with and one without parity.
 """
 
 from __future__ import annotations
