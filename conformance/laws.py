@@ -37,7 +37,7 @@ seeds = st.integers(0, 2**32 - 1)
 # Smallest distance between two atoms, in units of the sum of their covalent radii and in angstrom. If a dozen
 # neighbours were at the length of a bond, as in a random crystal of nonmetals, energies would be thousands of eV.
 CLOSEST, CLOSEST_ANGSTROM = 0.9, 2.0
-# Step (angstrom) and relative tolerance of finite differences in float32, where energies are rounded at 1e-6 eV.
+# Step (angstrom) and relative tolerance of finite differences in float32, where energies are rounded to about 1e-6 eV.
 COARSE = (5e-3, 5e-3)
 
 

@@ -59,8 +59,8 @@ def run_demo(
         note: Called with a line about each step.
 
     Returns:
-        An iterator that runs the acts and yields the report of each. If neither of the packages that hold the weights,
-        `sevenn` and `equiscreen-models`, is installed, act one is skipped.
+        An iterator that runs the acts and yields the report of each. Act one is skipped if its weights are not
+        available: neither `sevenn` nor `equiscreen-models` is installed, and the cache does not hold the model.
 
     Raises:
         OutputExistsError: The folder of an act is not empty, and `overwrite` is not set or the demo did not write the

@@ -49,7 +49,7 @@ class Session:
 
     Attributes:
         folder: Current folder of its blocks.
-        shell: Runs its shell blocks.
+        shell: Shell that runs its shell blocks.
         names: Names that its Python blocks have defined.
         printed: What its blocks have printed.
     """

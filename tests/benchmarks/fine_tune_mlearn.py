@@ -3,9 +3,9 @@
     python tests/benchmarks/fine_tune_mlearn.py DATA_FOLDER --work FOLDER [--threads 2] [--runs plain replay]
 
 Runs the command line as a user would: import 7net-0, featurize the silicon of mlearn (Zuo et al., J. Phys. Chem. A 124,
-731 (2020)), and fine-tune without and with replay, which begins with refitting the reference energies. Only the split
-and the number of threads are set: a fifth of every group of configurations is held out, and not used to select the
-weights either.
+731 (2020)), and fine-tune 7net-0 without and with replay, which first refits the reference energies. Only the split and
+the number of threads are set: a fifth of every group of configurations is held out, and not used to select the weights
+either.
 
 The old domain is the Materials Project. The replayed crystals are at rest, as downloaded. The test uses 200 others,
 strained by 1 % and rattled by 0.05 angstrom, since crystals at rest have no forces. Their error is the difference from

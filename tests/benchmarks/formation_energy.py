@@ -15,7 +15,7 @@ the weights with the smallest validation error are kept. Some crystals lie above
 are: none is dropped, the loss is Huber's, and errors are given with and without them. The baselines are the mean of the
 training set and a linear regression on the element fractions (ridge, 1e-3 of a structure). Intervals are the middle 95
 % of 2,000 bootstrap resamples of the test crystals, the same for all sizes; they include neither the spread over
-training sets nor that over initial weights.
+training sets nor the spread over initial weights.
 
 Every training writes a run folder and a JSON file to --work; running the same command again skips finished trainings
 and resumes interrupted ones. --quick is a smoke test whose results mean nothing. Prints the text of
@@ -70,9 +70,9 @@ class Training:
     """One run of `equiscreen train`.
 
     Attributes:
-        name: Name of its folder.
+        name: Name of the run folder.
         store: Path of the graph store.
-        config: Content of its configuration file.
+        config: Content of the configuration file.
     """
 
     name: str

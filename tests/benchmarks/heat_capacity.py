@@ -51,7 +51,7 @@ class Labelled:
     Attributes:
         name: Formula and id.
         structure: The crystal.
-        heat_capacity: J/K per mole of atoms.
+        heat_capacity: Heat capacity at 300 K in DFT, J/K per mole of atoms.
     """
 
     name: str
@@ -71,7 +71,7 @@ def crystals(data: Path, count: int) -> list[Labelled]:
 
 
 def relaxed(some: Sequence[Labelled], potential: OnnxPotential) -> dict[int, Material]:
-    """Relaxed crystals, by their place; crystals whose relaxation did not converge are left out."""
+    """Relaxed crystals by their index; crystals whose relaxation did not converge are left out."""
     pairs = [(place, symmetrized(one.structure, SYMPREC)) for place, one in enumerate(some)]
     materials, statuses = {}, Counter[str]()
     for place, one in relax_structures(pairs, potential, RELAXATION):
@@ -131,7 +131,7 @@ def compare(some: Sequence[Labelled], materials: Mapping[int, Material], found: 
 
 
 def some_places(found: Mapping[int, Outcome]) -> list[int]:
-    """Places of crystals with phonons."""
+    """Indices of the crystals that have phonons."""
     return sorted(place for place, one in found.items() if "heat_capacity" in one.values)
 
 

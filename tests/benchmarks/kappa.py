@@ -9,9 +9,9 @@ relaxation-time approximation at 300 K with coherences and isotopes but no non-a
 uses FIRE; ours uses L-BFGS with the same criterion.
 
 For each material, the forces and then the solution of the transport equation are kept in the work folder; a later run
-does not repeat finished work. `--print` only prints the results that are there.
-The columns SRME and SRE compare with the DFT references with (NAC) and without (noNAC) the non-analytical term; the
-published values of 7net-0 compare with NAC. Prints the text of `kappa.txt`.
+does not repeat finished work. `--print` only prints the results that are there. The columns SRME and SRE compare with
+the DFT references with (NAC) and without (noNAC) the non-analytical term; the published values of 7net-0 compare with
+NAC. Prints the text of `kappa.txt`.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def forces(crystal: Crystal, potential: OnnxPotential, file: Path) -> None:
 
 
 def written(file: Path, write: Any) -> None:
-    """Write a file under another name first, so that an interrupted run leaves no half of it."""
+    """Write a file under another name first, so that an interrupted run leaves no incomplete file."""
     scratch = file.with_name(f"unfinished-{file.name}")
     write(scratch)
     scratch.rename(file)

@@ -40,13 +40,13 @@ WAYS: dict[str, Groups] = {"equal widths": evaluation_groups, "mixed widths": mi
 
 
 def relaxed(structures: Sequence[tuple[int, Structure]], potential: OnnxPotential, way: str) -> dict[int, Relaxed]:
-    """Relax some structures with default settings, in tables of one of the ways."""
+    """Relax some structures with default settings, in tables whose groups one of `WAYS` makes."""
     graph_potential.evaluation_groups = WAYS[way]  # type: ignore[assignment]
     return dict(relax_structures(structures, potential, RelaxSettings()))
 
 
 def in_parts(structures: Sequence[Structure], rows: Sequence[int], cutoff: float) -> list[list[tuple[int, Structure]]]:
-    """Divide structures, in an order of their rows, into the parts of a run."""
+    """Divide structures, in the order of `rows`, into the parts of a run."""
     edges = GraphBlock.from_structures([structures[row] for row in rows], cutoff).n_edges
     return [
         [(row, structures[row]) for row in rows[start:stop]] for start, stop in cut(edges, PART_EDGES, PART_STRUCTURES)

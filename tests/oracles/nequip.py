@@ -41,7 +41,7 @@ from .structures import SYMBOLS
 
 FOLDER = Path(__file__).parent / "nequip"
 CUTOFF = 4.0
-# The order of the types differs from that of the atomic numbers.
+# The types are not in the order of the atomic numbers.
 TYPES = ["Cu", "H", "Si", "O", "C"]
 ZBL = {"_target_": "nequip.nn.pair_potential.ZBL", "chemical_species": TYPES, "units": "metal"}
 CHOICES: dict[str, list[dict[str, Any]]] = {

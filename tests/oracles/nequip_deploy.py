@@ -25,7 +25,7 @@ from .structures import Case
 
 FOLDER = Path(__file__).parent / "nequip_deploy"
 CUTOFF = 4.0
-# The order of the types differs from that of the atomic numbers.
+# The types are not in the order of the atomic numbers.
 TYPES = ["Cu", "H", "Si", "O", "C"]
 COMMON = {
     "default_dtype": "float64",

@@ -21,7 +21,7 @@ from .nequip_graphs import evaluated, graph
 
 FOLDER = Path(__file__).parent / "nequip_old"
 CUTOFF = 4.0
-# The order of the types differs from that of the atomic numbers.
+# The types are not in the order of the atomic numbers.
 TYPES = ["Cu", "H", "Si", "O", "C"]
 COMMON: dict[str, Any] = {
     "seed": 5,

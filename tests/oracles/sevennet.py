@@ -154,7 +154,7 @@ def evaluated(model: torch.nn.Module, modality: int | None) -> dict[str, NDArray
 
 
 def moderate(model: torch.nn.Module, modality: int | None) -> None:
-    """Reduce the scale to that of real materials, whose energies, forces and stresses float32 resolves well enough."""
+    """Reduce the scale until energies, forces and stresses are as in real materials, which float32 resolves well."""
     rescale = model.get_submodule("rescale_atomic_energy")
     shift = rescale.shift.detach().clone()
     with torch.no_grad():
