@@ -127,7 +127,7 @@ def structures() -> list[Atoms]:
 
 
 def grid() -> Iterator[Setting]:
-    """Yield settings, chosen greedily, until each possible pair of values has occurred; the usual settings come first."""
+    """Yield settings, chosen greedily, until each possible pair of values has occurred; the usual ones come first."""
     names, rng = list(SETTINGS), random.Random(SEED)
     pairs = {
         ((one, x), (other, y))

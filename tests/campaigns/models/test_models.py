@@ -150,7 +150,7 @@ def test_the_bundled_file_is_used_after_its_hash_is_checked(
     assert model_file("7net-0@7052cb42") == path
     shutil.rmtree(path.parent)
     bundled(tmp_path, digest="0" * 64)
-    with pytest.raises(ModelFileError, match="damaged: its SHA-256 does not match; pip install --force-reinstall"):
+    with pytest.raises(ModelFileError, match="damaged: its SHA-256 does not match; reinstall equiscreen-models"):
         model_file("7net-0")
 
 
