@@ -35,8 +35,7 @@ def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, not
         model: ONNX file that predicts energy, forces and stress.
         potential: The same file, loaded.
         options: Scheduler, device and progress display of the relaxation.
-        note: Called with a message if the dataset is damaged or must be computed, or if another process is computing
-            it.
+        note: Called with a message if the dataset is damaged, must be computed, or is being computed elsewhere.
 
     Raises:
         ModelFileError: The model lacks energy, forces or stress.

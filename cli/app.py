@@ -83,11 +83,7 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
 
 
 def _with_local_paths(verb: Callable[..., None]) -> Callable[..., None]:
-    """Make a command reject URLs where it takes local paths, since `Path` would turn a URL into the path of a folder.
-
-    Raises:
-        EquiscreenError: An option or argument that must be a local path is a URL.
-    """
+    """Make a command reject URLs where it takes local paths, since `Path` would turn a URL into a local path."""
 
     @wraps(verb)
     def checked(**options: Any) -> None:

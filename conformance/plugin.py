@@ -1,6 +1,6 @@
 """The pytest plugin behind ``pytest --pyargs equiscreen.conformance``, loaded by pytest through its entry point.
 
-A conftest.py could not define the options, since pytest imports that of an installed package too late. The plugin is
+The options cannot be defined in a conftest.py, which pytest imports too late in an installed package. The plugin is
 loaded in every run of pytest in an environment with equiscreen, so it does nothing, and imports nothing, unless these
 laws are requested; other test suites may therefore use the same names for their options.
 """

@@ -1,4 +1,4 @@
-"""The folder or object store in which a publication lies."""
+"""The folder or object store of a publication."""
 
 from __future__ import annotations
 

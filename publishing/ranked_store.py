@@ -1,6 +1,6 @@
 """The ranked list of a publication: columns of the scores, best row first, in chunks that suit remote reading.
 
-In the scores themselves the best rows lie anywhere, so that the first page of a ranked list would need every chunk of
+In the scores themselves the best rows are scattered, so that the first page of a ranked list would need every chunk of
 every column. Here it needs one chunk of each column that it shows. Each chunk is a file of its own, which even a web
 server without range requests can serve.
 """

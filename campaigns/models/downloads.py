@@ -16,7 +16,7 @@ from .cache import exclusive, usable
 if TYPE_CHECKING:
     import httpx
 
-# Largest download that is accepted, bytes; the largest weights file that has to be downloaded has 3 MB.
+# Largest download that is accepted, bytes; the largest weights file that has to be downloaded is 3 MB.
 MAX_BYTES = 64 << 20
 # Largest number of consecutive attempts that receive nothing, and the pause after an attempt (s), which doubles with
 # each of them.

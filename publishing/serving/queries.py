@@ -85,7 +85,7 @@ class Found:
     Attributes:
         total: Number of rows that meet the conditions.
         rows: int64[n], rows of the requested page.
-        sorted_by: Column that they are sorted by, as in `Conditions.sort`; empty for the order of the dataset.
+        sorted_by: Column by which the rows are sorted, as in `Conditions.sort`; empty for the order of the dataset.
     """
 
     total: int

@@ -106,7 +106,7 @@ def _train(training: Training, work: Path) -> dict[str, Any]:
     if record.exists():
         known: dict[str, Any] = json.loads(record.read_text())
         if {name: known[name] for name in inputs} != inputs:
-            raise SystemExit(f"{record} is of another training; choose another --work, or remove it and {folder}")
+            raise SystemExit(f"{record} belongs to another training; choose another --work, or remove it and {folder}")
         return known
     settings = work / f"{training.name}.yaml"
     if not (folder / "model.ckpt").exists():
@@ -229,7 +229,7 @@ def test_errors(store: GraphStore, work: Path, size: int) -> dict[str, NDArray[n
     run = work / f"size-{size}"
     split = np.load(run / "split.npz")
     if not (np.array_equal(split["training_0"], chosen) and np.array_equal(split["test_0"], test)):
-        raise SystemExit(f"{run} was trained or tested on other structures than those of this size")
+        raise SystemExit(f"{run} was trained or tested on the wrong structures; choose another --work")
     labels = store.column(f"{LABEL}_{size}")
     block = store.block(0, len(store), labels=False)
     composition = shares(block)
