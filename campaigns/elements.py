@@ -26,7 +26,7 @@ ELEMENTS = Path(__file__).with_name("elements.extxyz")
 
 
 def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, note: Callable[[str], None]) -> Path:
-    """Scores dataset of the crystals in `ELEMENTS`, relaxed with a model.
+    """Return the path of the scores dataset of the crystals in `ELEMENTS`, relaxed with a model.
 
     Elements that the model does not cover have no energy. The dataset is computed once and kept in the cache folder, at
     `elements_path`.
@@ -35,11 +35,11 @@ def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, not
         model: ONNX file that predicts energy, forces and stress.
         potential: The same file, loaded.
         options: Scheduler, device and progress display of the relaxation.
-        note: Called with a message if the dataset is damaged or must be computed.
+        note: Called with a message if the dataset is damaged, must be computed, or is being computed elsewhere.
 
     Raises:
         ModelFileError: The model lacks energy, forces or stress.
-        EquiscreenError: The cache folder cannot be written.
+        EquiscreenError: The cache folder cannot be written, or the relaxation fails.
     """
     out = elements_path(potential)
     folder = out.parent

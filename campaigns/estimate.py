@@ -36,7 +36,7 @@ class CampaignEstimate:
     """Estimated cost of a campaign; as text, one line per step.
 
     Attributes:
-        steps: Estimate of each step by its name; text if the cost is unknown.
+        steps: Estimate of each step, as text or as an object with a text form, by the name of the step.
     """
 
     steps: Mapping[str, object]
@@ -53,7 +53,8 @@ def estimate(
 ) -> CampaignEstimate:
     """Estimate the cost of a campaign.
 
-    A sample of the structures is featurized, and some structures and references are relaxed. Servers are not queried.
+    A sample of the structures is featurized, and some structures and references are relaxed or scored. Servers are not
+    queried.
 
     Example:
         >>> print(estimate(RankSettings(sources=["candidates.extxyz"])))  # doctest: +SKIP
@@ -67,7 +68,8 @@ def estimate(
         The estimate of each step.
 
     Raises:
-        EquiscreenError: As for `campaigns.rank`.
+        SourceError: A source is a server, whose number of structures is unknown before the download.
+        EquiscreenError: Other cases as for `campaigns.rank`.
     """
     model = model_file(settings.model, progress=shows_progress(progress), note=note)
     return CampaignEstimate(dict(_steps(settings, model, OnnxPotential.load(model, threads=1))))

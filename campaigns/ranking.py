@@ -200,7 +200,7 @@ class _Steps:
             self._once(self.scores, make, scoring.summary)
 
     def _tell_not_covered(self) -> None:
-        """Name the elements of the structures that the model does not cover."""
+        """Report elements that occur in the structures and that the model does not cover."""
         numbers = set(np.unique(GraphStore(self.graphs).column("atomic_number")).tolist())
         lacking = [chemical_symbols[number] for number in sorted(numbers - {*self.potential.metadata.elements})]
         if lacking:
@@ -210,7 +210,7 @@ class _Steps:
             )
 
     def gather(self) -> None:
-        """Gather the references in the chemical systems of the candidates into one table; datasets are not changed."""
+        """Gather references in the chemical systems of the candidates into one table; datasets are used directly."""
         given = [name for name in self.references if is_live(name) or not is_dataset(name)]
         if not given:
             return
@@ -275,7 +275,7 @@ class _Steps:
         self._once(out, make, convex_hull.summary)
 
     def _known_error(self) -> float | None:
-        """Error of the model in energies above hull of relaxed structures (eV/atom); None if it does not apply."""
+        """Error of the model's energies above hull of relaxed structures, eV/atom; None if unknown or inapplicable."""
         settings = self.settings
         if not (settings.references and settings.relax and is_known(settings.model)):
             return None

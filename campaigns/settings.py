@@ -1,4 +1,4 @@
-"""Settings of a campaign, given as arguments or as a YAML file that repeats the campaign."""
+"""Settings of a campaign, given as arguments or in a YAML file."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class RankSettings(BaseModel):
 
 
 def _joined(folder: Path, path: str) -> str:
-    """A path in a folder, without ``..``, so that a campaign file names its sources as the command did."""
+    """Join a path to a folder and remove ``..``, so that sources have the same names as on the command line."""
     joined = str(folder / path)
     plain = os.path.normpath(joined)
     # After a symbolic link, `..` may lead to a different folder.

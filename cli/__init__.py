@@ -1,4 +1,5 @@
-"""The command line `equiscreen`: one module per group of commands, each of which calls one public function.
+"""The command line `equiscreen`: one module per group of commands.
 
-These modules import nothing heavy: what a command needs is imported when it runs, so that `--help` is immediate.
+A command turns its options into a call of the library and prints a summary of the result. These modules import nothing
+heavy: what a command needs is imported when it runs, so that `--help` is immediate.
 """

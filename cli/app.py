@@ -83,7 +83,7 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
 
 
 def _with_local_paths(verb: Callable[..., None]) -> Callable[..., None]:
-    """Make a command reject URLs where it takes local paths, since `Path` would turn a URL into a folder's name."""
+    """Make a command reject URLs where it takes local paths, since `Path` would turn a URL into a local path."""
 
     @wraps(verb)
     def checked(**options: Any) -> None:
@@ -122,7 +122,11 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. An error is printed on one line to standard error; the exit code is then 1."""
+    """Run the command line.
+
+    A failure prints one line on standard error, and the exit code is 1; a wrong option or argument gives the exit code
+    2. With --verbose, the traceback is printed too; if EQUISCREEN_TRACEBACK is set, the exception is not caught.
+    """
     if os.environ.get(_TRACEBACK):
         app()
     with _silent_background():

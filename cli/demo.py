@@ -33,7 +33,8 @@ def demo(
     some of them, exports it, and ranks several thousand others. EMT then checks the ranking.
 
     The demo needs `pip install 'equiscreen[demo]'`. The weights are part of the packages sevenn and equiscreen-models;
-    if neither is installed, act one is skipped, act two still runs, and the exit code is 1.
+    if neither is installed and the cache does not hold the model, act one is skipped, act two still runs, and the exit
+    code is 1.
 
     \b
     Example, a smaller act two:

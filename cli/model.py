@@ -170,7 +170,7 @@ def import_(
         ),
     ] = None,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Run any code that the file contains; only for files that you trust.")
+        bool, typer.Option("--trust", help="Let code in the file run while it is read; only for files that you trust.")
     ] = False,
     float32: Annotated[
         bool,

@@ -92,9 +92,9 @@ def _text(model: CatalogModel) -> str:
     weights, ready = model.published, ready_file(model)
     speed = "speed not measured" if model.edges_per_second is None else f"{model.edges_per_second:,} edges/s on 2 cores"
     mirror = {
-        None: "mirror images differ",
+        None: "mirror images may differ",
         0.0: "mirror images have equal energies",
-    }.get(model.mirror_violation, f"mirror images differ by {model.mirror_violation:.4f} eV/atom or more")
+    }.get(model.mirror_violation, f"mirror images were found to differ by up to {model.mirror_violation:.4f} eV/atom")
     error = (
         "not known for energies above hull"
         if model.hull_error is None

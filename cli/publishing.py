@@ -52,10 +52,10 @@ def publish(
 
     The folder holds scores.zarr, the ranked list ranking.zarr (in small chunks, so that its first page loads quickly),
     the graph store scores.graphs.zarr, report.html, a page about them (index.html), a catalogue for programs
-    (catalogue.json), metadata for archives (an RO-Crate) and the SHA-256 of every file (checksums.sha256). Any web
-    server or S3 bucket can serve it; open its stores with xarray.open_zarr. Attributes contain no local paths and no
-    credentials from URLs. Object stores need `pip install 'equiscreen[remote]'`. An interrupted run resumes when you
-    run the same command again.
+    (catalogue.json), metadata for archives (an RO-Crate) and the SHA-256 of all other files except the catalogue
+    (checksums.sha256). Any web server or S3 bucket can serve it; open its stores with xarray.open_zarr. Attributes
+    contain no local paths and no credentials from URLs. Object stores need `pip install 'equiscreen[remote]'`. An
+    interrupted run resumes when you run the same command again.
 
     \b
     Example:
@@ -87,18 +87,18 @@ def serve(
         ),
     ],
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, without a password.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines connect, without a password.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free port.")] = 8000,
     title: Annotated[str | None, typer.Option(help="Title of the pages.", show_default="Screen of S.zarr")] = None,
     store: MovedStore = None,
 ) -> None:
     """Serve scores over HTTP: queries, structures and the Zarr store.
 
-    Routes: / is the page, /query returns rows as JSON, CSV or Arrow, /structures/ROW.cif a structure, /zarr the store
-    for xarray.open_zarr, /docs lists all parameters, and /openapi.json describes them for programs. An answer has at
-    most 10,000 rows. Without --host, only this machine can connect; there are no passwords. This command needs `pip
-    install 'equiscreen[serve]'`. Ctrl-C stops the server.
+    Routes: / is a page to search and browse the structures, /query returns rows as JSON, CSV or Arrow,
+    /structures/ROW.cif returns a structure, /zarr is the store for xarray.open_zarr, /docs lists all parameters, and
+    /openapi.json describes them for programs. An answer has at most 10,000 rows. Without --host, only this machine can
+    connect; there are no passwords. This command needs `pip install 'equiscreen[serve]'`. Ctrl-C stops the server.
 
     \b
     Example:

@@ -323,8 +323,9 @@ def properties(
         str,
         typer.Option(
             help="Protocol: `default` relaxes the ions of each strained cell and uses the symmetry of the crystal; "
-            "`matcalc` follows MatCalc's benchmark, with clamped ions and larger strains; `phonondb-103` follows the "
-            "benchmark of thermal conductivities with this name."
+            "`matcalc` (elastic and eos only) follows MatCalc's benchmark, with clamped ions and larger strains for "
+            "elastic; `phonondb-103` (phonons and kappa only) follows the benchmark of thermal conductivities with "
+            "this name."
         ),
     ] = "default",
     where: Annotated[

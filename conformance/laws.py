@@ -24,8 +24,8 @@ from ..pipeline.structures.random_crystals import SPACING, probe_structures
 from ..pipeline.structures.structure import Structure
 from .outputs import Array, Change, OutputKind, expected
 
-# Fixtures are the same for all examples, and each subclass runs an inherited test on its own potential. A seed cannot
-# be shrunk.
+# Health checks are suppressed because fixtures are the same for all examples, and each subclass runs an inherited test
+# on its own potential. There is no shrinking, since a smaller seed gives no simpler example.
 few = settings(
     max_examples=3,
     deadline=None,
@@ -37,7 +37,7 @@ seeds = st.integers(0, 2**32 - 1)
 # Smallest distance between two atoms, in units of the sum of their covalent radii and in angstrom. If a dozen
 # neighbours were at the length of a bond, as in a random crystal of nonmetals, energies would be thousands of eV.
 CLOSEST, CLOSEST_ANGSTROM = 0.9, 2.0
-# Step (angstrom) and relative tolerance of finite differences in float32, where energies are rounded at 1e-6 eV.
+# Step (angstrom) and relative tolerance of finite differences in float32, where energies are rounded to about 1e-6 eV.
 COARSE = (5e-3, 5e-3)
 
 
@@ -137,7 +137,7 @@ class PotentialLaws:
 
     @pytest.fixture
     def everything(self, structures: list[Structure], elements: Sequence[int]) -> list[Structure]:
-        """Crystals, a slab and a molecule."""
+        """The crystals, a slab and a molecule."""
         return [*structures, slab(structures[1]), molecule(elements)]
 
     def needs(self, potential: Potential, *outputs: str) -> None:
@@ -359,7 +359,7 @@ class PotentialLaws:
         outputs = [spec for spec in potential.outputs if spec.name in kinds]
         turn = _rotation(3) * (-1 if self.reflections else 1)
         for name, values in expected(found, outputs, kinds, Change(turn=turn)).items():
-            # Only two constant matrices turn a shift into its tensor, so little precision is lost even in float32.
+            # Only two constant matrices convert a shift to its tensor, so little precision is lost even in float32.
             assert np.allclose(values, found[name], rtol=0, atol=1e-12 * max(1.0, np.abs(values).max())), name
 
     def test_smooth_at_the_cutoff(self, potential: Potential, elements: Sequence[int]) -> None:

@@ -48,7 +48,7 @@ class Change:
     """A transformation of a structure.
 
     Attributes:
-        turn: float64[3, 3], a rotation or a rotoinversion.
+        turn: float64[3, 3], a rotation or a rotoinversion; None keeps the orientation.
         atoms: int[n_new_atoms], index of the original atom of each new atom; None keeps the atoms.
         copies: Number of original cells in the new cell.
     """

@@ -1,8 +1,8 @@
 """The pytest plugin behind ``pytest --pyargs equiscreen.conformance``, loaded by pytest through its entry point.
 
-pytest imports the conftest.py of an installed package too late for command-line options, hence a plugin. It is loaded
-in every run of pytest in an environment with equiscreen, so it does nothing, and imports nothing, unless these laws are
-requested; other test suites may therefore use the same names for their options.
+The options cannot be defined in a conftest.py, which pytest imports too late in an installed package. The plugin is
+loaded in every run of pytest in an environment with equiscreen, so it does nothing, and imports nothing, unless these
+laws are requested; other test suites may therefore use the same names for their options.
 """
 
 from __future__ import annotations

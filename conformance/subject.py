@@ -87,7 +87,7 @@ def subject_of_calculator(factory: str, elements: Sequence[int], tolerance: floa
     Args:
         factory: ``MODULE:NAME`` of a class or function that makes a calculator without arguments, or of a calculator.
         elements: Atomic numbers to test.
-        tolerance: Relative rounding error; None uses the one for float64.
+        tolerance: Relative rounding error; None uses 1e-10, as for float64.
 
     Raises:
         EquiscreenError: No elements are given, or the calculator cannot be made or used.

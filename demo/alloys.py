@@ -155,7 +155,7 @@ def nearest_contact(atoms: Atoms) -> float:
 
 
 def metallic_radii() -> NDArray[np.float64]:
-    """Half the nearest-neighbour distance in the fcc metal, angstrom, indexed by atomic number."""
+    """Half the nearest-neighbour distance in the fcc metal, angstrom, by atomic number; zero for other elements."""
     radii = np.zeros(len(chemical_symbols))
     for metal in METALS:
         number = chemical_symbols.index(metal)

@@ -19,7 +19,7 @@ MARK = ".equiscreen-demo"
 
 @dataclass(frozen=True, slots=True)
 class SkippedAct:
-    """An act that was skipped.
+    """A skipped act.
 
     Attributes:
         act: The act.
@@ -59,8 +59,8 @@ def run_demo(
         note: Called with a line about each step.
 
     Returns:
-        An iterator that runs the acts and yields the report of each. If neither of the packages that hold the weights,
-        `sevenn` and `equiscreen-models`, is installed, act one is skipped.
+        An iterator that runs the acts and yields the report of each. Act one is skipped if its weights are not
+        available: neither `sevenn` nor `equiscreen-models` is installed, and the cache does not hold the model.
 
     Raises:
         OutputExistsError: The folder of an act is not empty, and `overwrite` is not set or the demo did not write the
@@ -92,7 +92,11 @@ def run_demo(
 
 
 def _check_free(folder: Path, *, overwrite: bool) -> None:
-    """Raise an error if a folder exists, unless a demo made it and `overwrite` is set."""
+    """Check that a folder is missing or empty, or that a demo wrote it and `overwrite` is set.
+
+    Raises:
+        OutputExistsError: The folder must not be replaced.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:

@@ -78,7 +78,8 @@ def run_published(
         note: Called with a line about each step.
 
     Raises:
-        CheckpointError: Neither of the packages that hold the weights, `sevenn` and `equiscreen-models`, is installed.
+        CheckpointError: The weights are not available: neither `sevenn` nor `equiscreen-models` is installed, and the
+            cache does not hold the model.
     """
     clock = Steps(Act.PUBLISHED, note)
     crystals = folder / CRYSTALS.name

@@ -126,7 +126,7 @@ def compare(store: Path, scores: xr.Dataset) -> Ranking:
 
 
 def draw(ranking: Ranking, path: Path) -> None:
-    """Plot formation energies of the model against EMT's, and the fraction of EMT's best in the model's top N."""
+    """Plot the model's formation energies against EMT's, and the fraction of EMT's best in the model's top N."""
     import matplotlib as mpl  # noqa: PLC0415 - takes half a second, and only this plot needs it
 
     mpl.use("Agg")

@@ -35,9 +35,9 @@ class Column(_Record):
     """A column of the scores.
 
     Attributes:
-        name: Name of its array.
+        name: Name of the column's array.
         units: Unit; empty for text and flags.
-        description: What it holds.
+        description: Description of the values.
         dtype: Name of a NumPy type, or ``text``.
         shape: Shape of the value of one structure.
     """
@@ -53,9 +53,9 @@ class PublishedStore(_Record):
     """A store of the publication.
 
     Attributes:
-        store_hash: Hash of its content.
-        files: Number of its files.
-        size: Their size, bytes.
+        store_hash: Hash of the store's content.
+        files: Number of files.
+        size: Size of all files, bytes.
     """
 
     store_hash: str
@@ -67,18 +67,18 @@ class Catalogue(_Record):
     """What a publication holds.
 
     Attributes:
-        schema_version: Version of the catalogue.
-        title: Title, as a reader sees it.
+        schema_version: Schema of the catalogue, `CATALOGUE_SCHEMA`.
+        title: Title of the page.
         created: Date and time of publication, ISO 8601.
         rows: Number of structures.
-        kind: What was done with the structures: ``screened``, ``relaxed``.
+        kind: Kind of the scores: ``screened``, ``relaxed``, ``properties`` or ``labelled``.
         status_counts: Number of structures by status.
         ranked_by: Description of the order of the ranked list; empty if there is none.
         model: Facts about the model, from the scores.
         columns: Columns of the scores.
         stores: Stores by the name of their folder.
-        checksums_sha256: SHA-256 of `checksums.sha256`, which lists all other files.
-        software: Version of equiscreen.
+        checksums_sha256: SHA-256 of `checksums.sha256`, which lists all files except the catalogue and itself.
+        software: ``equiscreen`` and its version.
     """
 
     schema_version: str
@@ -99,8 +99,9 @@ class OpenedCatalogue:
     """The catalogue of a publication, after a check that the data match it.
 
     Args:
-        place: Where the publication is.
+        place: Folder of the publication.
         content: The catalogue.
+        location: Path or URL of the folder, from which the stores are opened.
 
     Attributes:
         content: The catalogue.
@@ -111,11 +112,11 @@ class OpenedCatalogue:
         self._place, self._location = place, location
 
     def scores(self) -> xr.Dataset:
-        """The scores of all structures, lazily."""
+        """Open the scores of all structures; values are read on access."""
         return self._dataset(SCORES)
 
     def ranking(self) -> xr.Dataset:
-        """The ranked list, best first, lazily.
+        """Open the ranked list, best first; values are read on access.
 
         Raises:
             StoreError: The publication has no ranked list.
@@ -134,7 +135,7 @@ class OpenedCatalogue:
 
 
 def open_catalogue(location: str | Path) -> OpenedCatalogue:
-    """Open a publication, and check that its stores are those that the catalogue describes.
+    """Open a publication, and check that the catalogue describes its stores.
 
     Example:
         >>> from equiscreen.publishing import open_catalogue, publish
@@ -146,7 +147,8 @@ def open_catalogue(location: str | Path) -> OpenedCatalogue:
         location: Path or URL of the folder written by `publish`.
 
     Raises:
-        StoreError: There is no catalogue, it cannot be read, or its data have changed since it was written.
+        StoreError: There is no catalogue, it cannot be read, or the data have changed since it was written.
+        OutputExistsError: The location is neither a folder nor a URL that can be opened.
     """
     place = Place(location)
     text = place.read(CATALOGUE_FILE, _MOST)
@@ -170,15 +172,19 @@ def open_catalogue(location: str | Path) -> OpenedCatalogue:
         if name not in (SCORES, RANKING, GRAPHS):
             raise StoreError(f"{place}/{CATALOGUE_FILE} lists {name[:80]!r}, which no publication holds; publish again")
         if _hash_of(place, name) != store.store_hash:
-            raise StoreError(f"{place}: the catalogue is older than {name}, whose content has changed; publish again")
+            raise StoreError(
+                f"{place}: {name} is missing or has changed since the catalogue was written; publish again"
+            )
     checksums = place.read(CHECKSUMS_FILE, _MOST)
     if checksums is None or hashlib.sha256(checksums).hexdigest() != content.checksums_sha256:
-        raise StoreError(f"{place}: the catalogue does not belong to {CHECKSUMS_FILE}; publish again")
+        raise StoreError(
+            f"{place}: {CHECKSUMS_FILE} is missing or has changed since the catalogue was written; publish again"
+        )
     return OpenedCatalogue(place, content, str(location))
 
 
 def _hash_of(place: Place, store: str) -> str | None:
-    """Hash in the root file of a store; None if there is none."""
+    """Hash stored in the root file of a store; None if there is none."""
     content = place.read(f"{store}/{ROOT_FILE}", _MOST)
     try:
         return None if content is None else str(json.loads(content)["attributes"]["store_hash"])

@@ -1,4 +1,4 @@
-"""The page about a publication, `index.html`: what it holds, its best rows, and how to read it."""
+"""The page about a publication, `index.html`: its files and columns, the best structures, and code that reads them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _FIRST = ("rank", "structure_id", "formula", "n_atoms", "status")
 
 
 def catalogue_page(catalogue: Catalogue, best: ScoresReader | None, *, report: bool) -> str:
-    """Return the page.
+    """Return the page as HTML.
 
     Args:
-        catalogue: What the publication holds.
+        catalogue: Content of the publication.
         best: The ranked list; None if there is none.
         report: Whether there is a report.
     """
@@ -71,7 +71,7 @@ def _files(catalogue: Catalogue) -> str:
         for name, store in catalogue.stores.items()
     ]
     rows.append((CATALOGUE_FILE, "this page for programs", "", ""))
-    rows.append((CHECKSUMS_FILE, "SHA-256 of every file, for `sha256sum --check`", "", ""))
+    rows.append((CHECKSUMS_FILE, "SHA-256 of all other files except the catalogue, for `sha256sum --check`", "", ""))
     return html_table(("file", "holds", "size", "hash of its content"), rows)
 
 

@@ -20,7 +20,7 @@ _FORMATS = {
     PAGE_FILE: ("text/html", "page about the publication"),
     REPORT_FILE: ("text/html", "report of the best candidates"),
     CATALOGUE_FILE: ("application/json", "catalogue for programs"),
-    CHECKSUMS_FILE: ("text/plain", "SHA-256 of every file"),
+    CHECKSUMS_FILE: ("text/plain", "SHA-256 of all other files except the catalogue"),
 }
 
 
@@ -30,7 +30,7 @@ def crate_metadata(
     """Content of `ro-crate-metadata.json`.
 
     Args:
-        catalogue: What the publication holds.
+        catalogue: Content of the publication.
         attrs: Public attributes of the scores.
         written: When the scores were written, ISO 8601.
         license_url: URL of the licence; None if the user stated none.

@@ -22,7 +22,7 @@ th,td{border-color:#3a4149}pre{background:#22262b}}
 
 
 def html_page(title: str, body: str) -> str:
-    """Return a page.
+    """Return a page as HTML.
 
     Args:
         title: Title, as text.
@@ -38,12 +38,12 @@ def html_page(title: str, body: str) -> str:
 
 
 def html_table(headings: Sequence[str], rows: Iterable[Sequence[object]], links: Sequence[str | None] = ()) -> str:
-    """Return a table; numbers are aligned to the right.
+    """Return a table as HTML; numbers are aligned to the right.
 
     Args:
         headings: Headings of the columns, as text.
         rows: Cells of each row: text, numbers, or None for a missing value.
-        links: For each row, the address that its first cell links to.
+        links: For each row, the address that its first cell links to, or None; empty for no links.
     """
     body, numeric = [], [False] * len(headings)
     for place, row in enumerate(rows):
@@ -64,7 +64,7 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[object]], links:
 
 
 def cell_text(value: object) -> str:
-    """Text of a cell: a number with four decimals, or text on one line."""
+    """Text of a cell, on one line: floats have four decimals, and a missing value is ``-``."""
     if value is None or value != value:  # noqa: PLR0124 - NaN
         return "-"
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The folder or object store in which a publication lies."""
+"""The folder or object store of a publication."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ class Place:
     Attributes:
         path: The local folder; None for a URL.
         url: The path or URL as it was given, without secrets.
+
+    Raises:
+        OutputExistsError: The URL is invalid, or a package that it needs is not installed.
     """
 
     def __init__(self, url: str | Path) -> None:
@@ -41,7 +44,7 @@ class Place:
         return self.url
 
     def sizes(self) -> Mapping[str, int]:
-        """Sizes of all files (bytes), by their names relative to the folder; empty if it does not exist.
+        """Sizes of all files (bytes), by their names relative to the folder; empty if the folder does not exist.
 
         Raises:
             OutputExistsError: The place cannot be listed.
@@ -56,14 +59,14 @@ class Place:
             return {name: size for name, size in named.items() if name}
 
     def read(self, name: str, most: int) -> bytes | None:
-        """Content of a file, None if there is none.
+        """Return the content of a file; None if there is no such file.
 
         Args:
             name: Name of the file relative to the folder.
             most: Largest size to read (bytes).
 
         Raises:
-            StoreError: The file is larger or cannot be read.
+            StoreError: The file is larger than `most` bytes, or cannot be read.
         """
         try:
             self._files.invalidate_cache()

@@ -1,4 +1,4 @@
-"""Publishing: scores, structures and report as files that a web server or an object store hands out."""
+"""Publishing: scores, structures and a report as files that a web server or an object store can serve."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from .place import Place
 from .public_attributes import public_attributes, public_root
 from .ranked_store import ranked_rows, write_ranked_store
 
-# Holds the identity of a publication until it is complete.
+# File that holds the identity of a publication until the publication is complete.
 MARK_FILE = ".equiscreen-publishing.json"
 _OWN = frozenset(
     {SCORES, RANKING, GRAPHS, REPORT_FILE, PAGE_FILE, CRATE_FILE, CHECKSUMS_FILE, CATALOGUE_FILE, MARK_FILE}
@@ -59,7 +59,7 @@ class Publication:
     """A finished publication.
 
     Attributes:
-        place: Path or URL of its folder.
+        place: Path or URL of the folder.
         rows: Number of structures.
         ranked_by: Description of the order of the ranked list; empty if there is none.
         files: Number of files.
@@ -117,10 +117,11 @@ def publish(
     """Copy scores, with their structures and a report, to a folder or an object store from which others read them.
 
     The folder holds ``scores.zarr``, the ranked list ``ranking.zarr`` in chunks that suit remote reading, the graph
-    store ``scores.graphs.zarr``, ``report.html``, a page about all of it (``index.html``), the catalogue for programs
-    (``catalogue.json``), one for archives (``ro-crate-metadata.json``) and the SHA-256 of every file
-    (``checksums.sha256``). Attributes hold no local paths. The catalogue is written last: without it, the publication
-    is incomplete. An interrupted run resumes when `publish` is called again with the same arguments.
+    store ``scores.graphs.zarr``, ``report.html``, a page about all of it (``index.html``), a catalogue for programs
+    (``catalogue.json``), metadata for archives (``ro-crate-metadata.json``) and the SHA-256 of all other files except
+    the catalogue (``checksums.sha256``). Attributes hold no local paths, and no secrets from URLs. The catalogue is
+    written last: without it, the publication is incomplete. An interrupted run resumes when `publish` is called again
+    with the same arguments.
 
     Example:
         >>> from equiscreen.publishing import publish
@@ -132,18 +133,23 @@ def publish(
         place: Folder to write, or its URL (``s3://bucket/name``).
         title: Title of the page.
         license_url: URL of the licence of the data, for the RO-Crate.
-        by: Column to rank by, lowest first, or highest first if preceded by a minus; by default as in `select`. Without
-            a column that can be compared between compositions there is no ranked list.
+        by: Column to rank by, lowest first, or highest first if preceded by a minus; by default the first that exists
+            of the energy above hull, the formation energy and (for a single composition) the energy per atom. If there
+            is none of these, the publication has no ranked list.
         graphs: Whether to publish the graph store, which holds the structures.
         report: Whether to write a report of the best 1,000 candidates.
         store: Graph store of the scores, if it was moved.
         overwrite: Replace an earlier publication, complete or not.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 
+    Returns:
+        A summary of the publication.
+
     Raises:
-        ConfigError: The scores are behind a URL, or the column is unknown.
+        ConfigError: The scores or the graph store are at a URL, or the column is unknown.
         StoreError: The scores or the graph store cannot be read, or changed during the run.
-        OutputExistsError: The place holds something else or cannot be written.
+        OutputExistsError: The place holds other files, or another publication that `overwrite` does not allow to be
+            replaced; or it cannot be written.
     """
     begin = time.monotonic()
     scores = dataset_in(scores)
@@ -207,7 +213,7 @@ def _prepared(target: Place, identity: Mapping[str, Any], *, overwrite: bool) ->
     """Make the place ready for this publication, and return the sizes of the files that it may keep.
 
     Raises:
-        OutputExistsError: The place holds something else.
+        OutputExistsError: The place holds other files, or another publication and `overwrite` is not set.
     """
     there = target.sizes()
     mark = target.read(MARK_FILE, _MOST) if MARK_FILE in there else None
@@ -221,8 +227,8 @@ def _prepared(target: Place, identity: Mapping[str, Any], *, overwrite: bool) ->
                 "is already published" if CATALOGUE_FILE in there else "holds an unfinished publication of other data"
             )
             raise OutputExistsError(f"{target} {state}; choose another folder, or use `--overwrite`")
-        # The catalogue goes first, so that nobody reads one that does not describe its data; a mark, which fits no
-        # publication, stays until the end, so that what is left after an interruption can be told from other files.
+        # The catalogue is removed first, so that nobody reads one that does not describe its data. A mark that matches
+        # no publication stays until the end, so that the files left by an interrupted removal are recognised.
         target.write(MARK_FILE, _mark({}))
         target.remove([name for name in own if name == CATALOGUE_FILE])
         target.remove([name for name in own if name not in (CATALOGUE_FILE, MARK_FILE)])
@@ -265,7 +271,7 @@ def _store_files(store: Path, name: str, changes: Mapping[str, Any], work: Path)
 def _copy(
     target: Place, files: Sequence[_File], there: Mapping[str, int], progress: bool | None
 ) -> tuple[dict[str, str], int]:
-    """Copy the files that are not there, in order where order matters.
+    """Copy the files that are not there yet; those that may differ from an earlier run are always copied, at the end.
 
     Returns:
         SHA-256 of every file by name, and the number of files copied.
@@ -280,7 +286,7 @@ def _copy(
         return found, not kept
 
     sums, copied = {}, 0
-    # Roots come last: a store without its root is not opened.
+    # Roots come last: a store without its root cannot be opened.
     groups = [[one for one in files if one.steady], [one for one in files if not one.steady]]
     with ProgressReport("publish", len(files), "files", enabled=progress) as bar, ThreadPoolExecutor(_COPIES) as pool:
         for group in groups:
@@ -337,5 +343,5 @@ def _date(seconds: float) -> str:
 
 
 def _best(store: Path, measure: Measure | None) -> ScoresReader | None:
-    """The ranked list that was written, for the first rows of the page."""
+    """Reader of the ranked list, for the table of the page; None if there is no ranked list."""
     return None if measure is None else ScoresReader(store)

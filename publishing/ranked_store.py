@@ -1,8 +1,8 @@
 """The ranked list of a publication: columns of the scores, best row first, in chunks that suit remote reading.
 
-In the scores themselves the best rows lie anywhere, so that the first page of a ranked list would need every chunk of
-every column. Here it needs one chunk of each column it shows, each a file of its own, which even a web server without
-range requests can serve.
+In the scores themselves the best rows are scattered, so that the first page of a ranked list would need every chunk of
+every column. Here it needs one chunk of each column that it shows. Each chunk is a file of its own, which even a web
+server without range requests can serve.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RANK = structure_array("rank", "int64", "rank of the structure, from 1", units=
 
 
 def ranked_rows(scores: ScoresReader, measure: Measure) -> NDArray[np.int64]:
-    """All rows of a dataset, best first: int64[n].
+    """Return all rows of a dataset, best first: int64[n].
 
     Rows whose status marks their values as unreliable come after all others, and rows without a value last.
     """
@@ -47,7 +47,7 @@ def ranked_rows(scores: ScoresReader, measure: Measure) -> NDArray[np.int64]:
 
 
 def write_ranked_store(scores: ScoresReader, rows: NDArray[np.int64], store: Path, attrs: Mapping[str, Any]) -> str:
-    """Write some columns of a dataset in the order of the rows.
+    """Write the columns that a ranked list shows, in the order of the rows.
 
     Args:
         scores: The dataset.
@@ -62,7 +62,7 @@ def write_ranked_store(scores: ScoresReader, rows: NDArray[np.int64], store: Pat
     digests: dict[str, str] = {}
     own = {"rank": np.arange(1, len(rows) + 1), "scores_row": rows}
     for spec in (_RANK, *filter(_is_shown, scores.specs.values()), _ROW):
-        # One column is in memory at once.
+        # Only one column is in memory at a time.
         values = own[spec.name] if spec.name in own else scores.column(spec.name, 0, len(scores))[rows]
         digests |= _write(root, spec, values)
     return finish_store(store, digests, {**attrs, "schema": SCORES_SCHEMA})

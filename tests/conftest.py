@@ -1,4 +1,4 @@
-"""Fixtures and helpers shared by many tests: real data, small networks and their exported files."""
+"""Fixtures and helpers shared by many tests: real data, small networks and their exported files, structure files."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """Folder of the real data sets, which lies beside the repository and is not part of it."""
+    """Folder of the real data sets, which is beside the repository and not part of it."""
     if not DATA.is_dir():
         pytest.skip("the real data sets are not beside the repository")
     return DATA
@@ -125,9 +125,10 @@ def made_once(path: Path, make: Callable[[Path], object]) -> Path:
 
 @contextmanager
 def traced_once() -> Iterator[None]:
-    """Trace each network that is exported in this block once, in half of the time.
+    """Within this block, let an export trace each network only once, which takes half of the time.
 
-    An export traces a network twice, to be sure that its graph depends on no size. tests/export/test_grid.py does, too.
+    Otherwise an export traces a network twice and compares the graphs, to check that they do not depend on the sizes of
+    its inputs. tests/export/test_grid.py exports a grid of networks without this shortcut.
     """
     trace = lowering._trace
     traced: dict[int, tuple[Network, fx.GraphModule]] = {}
@@ -144,7 +145,7 @@ def traced_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def exported(shared_folder: Path) -> Callable[[str], Path]:
-    """Function from a dtype to the path of the network's ONNX file in it, exported on first use."""
+    """Function that returns the ONNX file of the network in a given dtype, exported on first use."""
 
     def file(dtype: str) -> Path:
         def export(path: Path) -> None:
@@ -177,7 +178,7 @@ def sevennet_model(shared_folder: Path) -> Path:
 def command_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Function that runs `equiscreen` with some words in this process, which has imported everything already."""
+    """Function that runs `equiscreen` with the given words in this process, which has imported everything already."""
 
     def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
         monkeypatch.setattr(sys, "argv", ["equiscreen", *map(str, words)])

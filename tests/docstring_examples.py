@@ -1,8 +1,8 @@
 """Files that the examples in docstrings use: a pytest plugin for `make docs-test`.
 
-Each example runs in a folder of its own that holds four crystals of Al and Cu (`crystals.extxyz`, `candidates.zarr`), a
-small network that has learned EMT's energies of such crystals (`training.zarr`, `run`, `model.onnx`), and its results
-for the four (`scores.zarr`, `relaxed.zarr`, `relaxed.hull.zarr`).
+Each example runs in a folder of its own. The folder holds, among others, four crystals of Al and Cu (`crystals.extxyz`,
+`candidates.zarr`), a small network that has learned EMT's energies of such crystals (`training.zarr`, `run`,
+`model.onnx`), and its results for the four crystals (`scores.zarr`, `relaxed.zarr`, `relaxed.hull.zarr`, `best`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def training_set(count: int) -> list[Atoms]:
 
 @pytest.fixture(scope="session")
 def _examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that each example gets a copy of."""
+    """The folder of which each example gets a copy."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("examples")
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Servers on this machine that tests use as clients would: an object store, and web servers."""
+"""Servers on this machine, to which tests connect as clients: an object store and web servers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 @contextmanager
 def s3_server(host: str = HOST) -> Iterator[str]:
-    """URL of an empty object store, which ends with the block."""
+    """Run an empty object store during this block, and yield its URL."""
     service = ThreadedMotoServer(host, port=0, verbose=False)
     service.start()
     address, port = service.get_host_and_port()
@@ -35,7 +35,7 @@ def s3_server(host: str = HOST) -> Iterator[str]:
 
 @contextmanager
 def s3_environment(url: str, patch: pytest.MonkeyPatch) -> Iterator[s3fs.S3FileSystem]:
-    """File system of an object store; the environment leads to it, until `patch` is undone."""
+    """Yield the file system of an object store; `patch` sets the environment variables that select this store."""
     for name, value in {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "someone",

@@ -1,4 +1,4 @@
-"""What a checkout holds, and that it passes the linter whatever its folder is called."""
+"""A checkout has no stray files at its root, and passes the linter whatever its folder is called."""
 
 from __future__ import annotations
 

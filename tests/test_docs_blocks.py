@@ -1,8 +1,9 @@
 """README and docs: every block of code runs, in the order of its page, unless a comment says why it does not.
 
-`documentation/blocks.py` explains the comments, `documentation/inputs.py` what a page is given. Blocks run as a reader
-would run them, with three exceptions: training ends after a few epochs, lines that install packages are compared with
-`pyproject.toml`, and Dask workers of shell commands are threads (except where a page starts a cluster).
+`documentation/blocks.py` explains the comments, and `documentation/inputs.py` makes the files that a page needs. Blocks
+run as a reader would run them, with three exceptions: training ends after a few epochs, lines that install packages are
+only compared with `pyproject.toml`, and Dask workers of shell commands are threads (except where a page starts a
+cluster).
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from .local_servers import s3_environment, s3_server
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
-# Pages whose blocks another test runs, which compares their results with what the page states.
+# Pages whose blocks are run by another test, which also compares the results with the page.
 RUN_ELSEWHERE = {"examples.md": "tests/test_examples.py"}
-# Pages whose blocks are alternatives, each in a folder of its own. Other pages state it in a comment.
+# Pages whose blocks are alternatives, each run in a folder of its own. Other pages mark alternatives with comments.
 ALTERNATIVES = {"README.md"}
 # A bucket that the page about object stores uses.
 BUCKET = "my-bucket"
@@ -48,7 +49,7 @@ class Session:
 
     Attributes:
         folder: Current folder of its blocks.
-        shell: Runs its shell blocks.
+        shell: Shell that runs its shell blocks.
         names: Names that its Python blocks have defined.
         printed: What its blocks have printed.
     """
@@ -92,19 +93,19 @@ class Session:
 
 
 def check_ranked(session: Session) -> None:
-    """The list is sorted, and has a report."""
+    """Check that the printed list is sorted and has one to ten rows."""
     ranked = [float(x) for x in re.findall(r"^ *\d+  \w+ +(-?\d+\.\d+) ", "".join(session.printed), re.MULTILINE)]
     assert 1 <= len(ranked) <= 10
     assert ranked == sorted(ranked)
 
 
 def check_candidates_scored(session: Session) -> None:
-    """All candidates have scores, and the script printed the best."""
+    """Check that all candidates have scores, and that the script printed the ten best."""
     assert open_scores(session.folder / "scores.zarr").sizes["structure"] == 12
     assert len(re.findall(r"^c\d+ +-?\d", session.printed[-1], re.MULTILINE)) == 10
 
 
-# What must be true after the blocks of a page.
+# Checks to make after the blocks of a page have run.
 CHECKS: dict[str, Callable[[Session], None]] = {"README.md": check_ranked, "own_network.md": check_candidates_scored}
 
 
@@ -163,7 +164,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def shell(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
-    """A shell with the programs that the pages mention, and a cache of models."""
+    """A shell with the programs that the pages mention, and with a cache of models for all pages."""
     monkeypatch.setenv("EQUISCREEN_CACHE", str(cache))
     programs = tmp_path / "programs"
     programs.mkdir()

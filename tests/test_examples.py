@@ -1,4 +1,4 @@
-"""The examples: they run, and give what the documentation says."""
+"""The examples run, and their results are those in the documentation."""
 
 from __future__ import annotations
 

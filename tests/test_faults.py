@@ -36,7 +36,7 @@ from .pipeline.featurization.test_featurize import same_files
 STRUCTURES = 1_200
 FILES = 12
 PART = 50
-# The command line with parts of this size, and a moment between two of them, in which a run can be disturbed.
+# The command line with parts of this size, and with a pause before each of them, in which a run can be disturbed.
 SLOW = f"""
 import time
 from equiscreen.pipeline.featurization import partitions
@@ -64,7 +64,7 @@ def command(*words: str | Path) -> list[str]:
 
 
 def finish(words: Sequence[str]) -> None:
-    """The same run, in this process."""
+    """Finish a run in this process, without workers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["equiscreen", *words[3:], *ON_THREADS])
         with pytest.raises(SystemExit) as end:
@@ -157,7 +157,7 @@ def kill_the_compaction_and_resume(words: Sequence[str], out: Path, parts: int) 
     "disturb",
     [
         kill_a_worker,
-        # Of screens, tests/screening/scoring/test_interrupted.py kills a worker and then the client, always.
+        # For `screen`, tests/screening/scoring/test_interrupted.py kills a worker and then the client, and is not slow.
         pytest.param(kill_everything_and_resume, marks=pytest.mark.slow),
         pytest.param(kill_the_client_and_resume, marks=pytest.mark.slow),
         kill_the_compaction_and_resume,
@@ -294,7 +294,7 @@ def test_a_record_that_crashes_its_parser_costs_only_itself(tmp_path: Path) -> N
 
 
 def test_without_workers_a_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run does not wait for ever: a nanny may give up, a cluster may lose its nodes."""
+    """A run does not wait for workers for ever, since a nanny may give up, and a cluster may lose its nodes."""
     monkeypatch.setattr("equiscreen.pipeline.runs.failure_policy.WITHOUT_WORKERS_S", 1)
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
@@ -317,7 +317,7 @@ def test_a_structure_too_large_for_the_memory_of_a_worker_costs_only_itself(tmp_
     assert (row["source_index"], "died (out of memory" in row["reason"]) == (0, True)
 
 
-@pytest.mark.slow  # tests/screening/scoring/test_interrupted.py fills the disk of a screen, always
+@pytest.mark.slow  # tests/screening/scoring/test_interrupted.py, which is not slow, fills the disk of a screen
 def test_a_full_disk_ends_the_run_with_one_line_and_the_run_goes_on_when_there_is_room(
     sources: list[Path], undisturbed: Path, tmp_path: Path
 ) -> None:

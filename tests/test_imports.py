@@ -1,4 +1,4 @@
-"""What each package may import, proven in fresh interpreters."""
+"""Imports: packages import only what they may, and public names on first use; tested in new interpreters."""
 
 from __future__ import annotations
 

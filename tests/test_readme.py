@@ -1,4 +1,7 @@
-"""README and docs: their links lead somewhere, and their figures are those printed. Their code: `test_docs_blocks`."""
+"""README and docs: their links work, and their figures are those that benchmarks printed.
+
+`test_docs_blocks` tests their code.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from .documentation.blocks import blocks
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# Pages that only the site has, made from the program when it is built.
+# Pages that exist only on the site, generated when the site is built.
 GENERATED = {ROOT / "docs/reference/command_line.md"}
 SOURCES, DASK, DYNAMICS = (
     (ROOT / "docs" / name).read_text() for name in ("sources.md", "how-to/dask.md", "how-to/molecular_dynamics.md")

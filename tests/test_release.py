@@ -1,4 +1,4 @@
-"""The distributions: what they hold, and that the wheel works in environments without the rest."""
+"""The distributions: their content, and that the wheel works in an environment without the repository."""
 
 from __future__ import annotations
 

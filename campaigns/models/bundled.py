@@ -29,7 +29,7 @@ def bundled_file(model: CatalogModel) -> Path | None:
     folder = _folder()
     if folder is None:
         return None
-    cure = f"pip install --force-reinstall {DISTRIBUTION}"
+    cure = f"reinstall {DISTRIBUTION} (`make models-wheel` builds its wheel)"
     try:
         content: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         if content["schema"] != MANIFEST_SCHEMA:

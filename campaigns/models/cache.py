@@ -19,7 +19,7 @@ VARIABLE = "EQUISCREEN_CACHE"
 
 
 def cache_folder() -> Path:
-    """The cache folder, which need not exist yet.
+    """Return the cache folder, which need not exist yet.
 
     Raises:
         EquiscreenError: The user has no home folder, and no environment variable sets a cache folder.
@@ -64,6 +64,7 @@ def made_once(path: Path, make: Callable[[], bytes], note: Callable[[str], None]
 
     Raises:
         EquiscreenError: The file cannot be read or written.
+        OSError: The disk is full.
     """
     with usable(path):
         if intact_model(path):
@@ -83,7 +84,7 @@ def made_once(path: Path, make: Callable[[], bytes], note: Callable[[str], None]
 
 @contextmanager
 def exclusive(path: Path, note: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a file in the cache for the duration of a block, and create its folder.
+    """Hold the lock of a file in the cache during a block; the folder of the file is created first.
 
     Args:
         path: The file to write.
@@ -111,6 +112,7 @@ def usable(path: Path) -> Iterator[None]:
 
     Raises:
         EquiscreenError: The file cannot be read or written.
+        OSError: The disk is full.
     """
     try:
         yield

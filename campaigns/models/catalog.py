@@ -112,11 +112,12 @@ def find_model(name: str, modality: str | None = None) -> CatalogModel:
     """Find a model by ``NAME[/FIDELITY][@HASH]``.
 
     Args:
-        name: The name; HASH stands for the first digits of the SHA-256 of the weights' file, at least 8.
+        name: The name; HASH is the first 8 or more digits of the SHA-256 of the weights file.
         modality: Fidelity, if the name does not give one; None chooses the first, which is PBE.
 
     Raises:
-        ModelFileError: There is no such name or fidelity, or the weights have a different hash.
+        ModelFileError: There is no such name or fidelity, the name and `modality` give different fidelities, or the
+            hash is malformed or not that of the weights.
     """
     whole, at, digits = name.partition("@")
     base, slash, stated = whole.partition("/")

@@ -16,7 +16,7 @@ from .cache import exclusive, usable
 if TYPE_CHECKING:
     import httpx
 
-# Largest download that is accepted, bytes; the largest published file is 3 MB.
+# Largest download that is accepted, bytes; the largest weights file that has to be downloaded is 3 MB.
 MAX_BYTES = 64 << 20
 # Largest number of consecutive attempts that receive nothing, and the pause after an attempt (s), which doubles with
 # each of them.
@@ -53,7 +53,8 @@ def fetch(
 
     Raises:
         UnreachableError: The file cannot be fetched.
-        ModelFileError: The URL is not https, the file has another hash or is too large, or httpx is not installed.
+        ModelFileError: The URL is invalid or not https, the file has another hash or is too large, or httpx is not
+            installed.
         EquiscreenError: The folder cannot be written.
     """
     with usable(target):
@@ -127,6 +128,8 @@ def _receive(client: httpx.Client, url: str, part: Path, target: Path, report: P
 
     Raises:
         _BrokenOffError: The server is busy, or does not continue where the partial file ends.
+        UnreachableError: The server answers with any other error.
+        ModelFileError: The file is too large.
     """
     start = _size(part)
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}

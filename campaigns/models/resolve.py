@@ -31,7 +31,7 @@ def model_file(
     progress: bool = False,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> Path:
-    """The ONNX file of a model.
+    """Return the path of a model's ONNX file.
 
     Published weights and checkpoints are exported, with all checks of an export, into the cache folder
     (`EQUISCREEN_CACHE`, otherwise the user's cache), and reused from there. The first use needs PyTorch, unless the
@@ -69,7 +69,7 @@ def model_file(
     if path.is_file() and (suffix in _FOREIGN or _holds_weights(path)):
         return _foreign(path, modality, note)
     if modality is not None:
-        raise ModelFileError(f"{model} has no fidelities to choose from; remove `--modality`")
+        raise ModelFileError(f"{model} has no fidelities to choose from; leave out `modality`")
     if path.is_dir() or (suffix == _CHECKPOINT and path.is_file()):
         return _trained(path, note)
     if not path.exists() and suffix != _ONNX:
@@ -85,16 +85,18 @@ def published_weights(
     progress: bool = False,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> tuple[str | Path, str | None]:
-    """The weights of a model known by name, for `model.pretrained.load`; downloaded unless a package holds them.
+    """Return the weights of a model known by name, for `model.pretrained.load`.
+
+    They are downloaded unless a package holds them.
 
     Args:
         name: ``NAME[/FIDELITY][@HASH]`` of published weights, or an alias; anything else is returned unchanged.
         modality: Fidelity, if the name gives none.
         progress: Show the progress of the download on standard error.
-        note: Called with a message about the next step, if that may take a minute.
+        note: Called with a message if the file of the weights is replaced, or if another process is downloading it.
 
     Returns:
-        Name in the registry or file of the weights, and their fidelity.
+        Name of the weights in the registry, or their file; and the fidelity, None if there is only one.
 
     Raises:
         ModelFileError: The fidelity is unknown, or the hash does not match.
@@ -111,7 +113,7 @@ def published_weights(
 
 
 def ready_file(model: CatalogModel) -> Path | None:
-    """The model's ONNX file, if it need not be exported: from the package `equiscreen-models` or the cache.
+    """Return the model's ONNX file if the package `equiscreen-models` or the cache holds it, otherwise None.
 
     Raises:
         ModelFileError: The package is damaged.
@@ -140,7 +142,7 @@ def _published(model: CatalogModel, *, progress: bool, note: Callable[[str], Non
 def _holds_weights(path: Path) -> bool:
     """Whether a file holds weights of another code, by its content: an archive that equiscreen did not write.
 
-    ONNX files are no archives; a checkpoint of equiscreen names its schema.
+    ONNX files are not archives, and a checkpoint of equiscreen names its schema.
     """
     try:
         with zipfile.ZipFile(path) as archive:

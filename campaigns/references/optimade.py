@@ -41,7 +41,7 @@ _MORE_FIELDS = ("chemical_formula_reduced",)
 
 
 def requests(provider: Provider, systems: ChemicalSystems, *, plain: bool = False) -> list[str]:
-    """URLs whose responses together hold all phases in the chemical systems.
+    """Return the URLs whose responses together hold all phases in the chemical systems.
 
     Args:
         provider: The server.
@@ -124,7 +124,7 @@ def resource_phases(
         provider: The server.
         files: Responses of the server, one structure per line.
         settings: What the phases are compared with.
-        left_out: Counts of the structures that are left out.
+        left_out: Updated with the structures that are left out.
         counts: Updated with the numbers of structures that are ``read`` and ``duplicate``.
 
     Raises:
@@ -260,7 +260,7 @@ def _entry(
 ) -> dict[str, Any]:
     """Convert a total energy into an entry, so that it is checked and corrected like any other entry.
 
-    Servers do not state the Hubbard U. Alexandria uses the values of the Materials Project.
+    Servers do not state the Hubbard U, so the values of the Materials Project are assumed, which Alexandria uses.
     """
     symbols = [chemical_symbols[number] for number in sorted(counts)]
     corrections = settings.corrections

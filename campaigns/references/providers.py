@@ -137,7 +137,7 @@ PROVIDERS = {
 
 
 def provider_of(what: str) -> Provider:
-    """The provider named by ``optimade:PROVIDER``, ``optimade:URL`` or ``optimade:PROVIDER@URL`` (a mirror).
+    """Return the provider named by ``optimade:PROVIDER``, ``optimade:URL`` or ``optimade:PROVIDER@URL`` (a mirror).
 
     An unknown server is asked for the fields of all providers. If its structures do not state their functional, the
     functional is unknown, since Alexandria's PBE and PBEsol databases use the same names.

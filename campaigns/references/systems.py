@@ -85,7 +85,7 @@ def system_name(symbols: Iterable[str]) -> str:
 
 
 def systems_of(source: str | Path) -> tuple[set[frozenset[str]], str | None]:
-    """Chemical systems of candidates, and the energy scheme of their energies, if they have energies.
+    """Return the chemical systems of candidates, and the energy scheme of their scores; None if there are no scores.
 
     Args:
         source: Scores dataset, graph store, or structure files.

@@ -1,1 +1,1 @@
-"""What the user of the command line sees: help pages, summaries of finished runs, and descriptions of files."""
+"""Output of the command line: help pages, summaries of runs, descriptions of files, and the response to Ctrl-C."""

@@ -23,7 +23,7 @@ class Messages:
 
     Attributes:
         as_json: Whether the summary of a run is printed as one JSON object.
-        quiet: Whether only errors are shown.
+        quiet: Whether only errors, and the JSON object if it is wanted, are shown.
         verbose: Whether an error shows its traceback.
     """
 

@@ -54,7 +54,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Tell the user, if this block is interrupted, that the run can be resumed."""
+    """If this block is interrupted, tell the user that the run can be resumed."""
     before = _message.set(_RESUMABLE)
     yield
     _message.reset(before)  # but not after an error, which ends the process

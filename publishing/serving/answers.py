@@ -31,7 +31,7 @@ MEDIA_TYPES = {
 
 
 def answer(served: ServedScores, query: Query) -> bytes:
-    """Rows that meet a query, in its format.
+    """Return the rows that meet a query, encoded in the format that it requests.
 
     Raises:
         ConfigError: A condition or column is invalid, or the format cannot hold a column.
@@ -69,7 +69,7 @@ def shown_rows(served: ServedScores, rows: NDArray[np.int64], columns: Sequence[
 
 
 def structure_cif(served: ServedScores, row: int) -> tuple[str, str]:
-    """CIF of a structure, with the facts in its row, and a name for its file.
+    """Return the CIF of a structure, with the values in its row, and a name for the file.
 
     Raises:
         ConfigError: There is no such row, or the structure is not periodic in three directions.
@@ -93,7 +93,7 @@ def structure_cif(served: ServedScores, row: int) -> tuple[str, str]:
 
 
 def _table(served: ServedScores, found: Found, columns: Sequence[str]) -> pa.Table:
-    """The rows of an answer; the first column is their place in the dataset."""
+    """The rows of an answer as a table; the first column is the row in the dataset."""
     values = {name: served.column(name)[found.rows] for name in columns}
     table = arrow_table(values, [served.reader.specs[name] for name in columns])
     return table.add_column(0, ROW, pa.array(found.rows))

@@ -1,7 +1,7 @@
-"""The web application: an xpublish server of one dataset, with routes of its own.
+"""The web application: an xpublish server of one dataset, with additional routes.
 
-The files of the store are handed out as they are, with range requests. The plugin xpublish-zarr 0.1.0 would write the
-dataset anew, with new chunks, and fails for stores with shards: their Dask chunks overlap one chunk of the new store.
+The files of the store are served unchanged, with range requests. The plugin xpublish-zarr 0.1.0 would encode the
+dataset again with new chunks, and it fails for stores with shards, where several Dask chunks overlap one new chunk.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class DatasetRoutes(Plugin):
         self._state = _state_of(scores)
         self._served = ServedScores(ScoresReader(scores, store))
         self._root = public_root(scores, {})
-        # Only these files are handed out: a key of a request is looked up here and is never a path.
+        # Only these files are served: the key of a request is looked up here and never used as a path.
         self._files = {
             path.relative_to(scores).as_posix(): path
             for path in scores.rglob("*")
@@ -74,7 +74,11 @@ class DatasetRoutes(Plugin):
         }
 
     def check_unchanged(self) -> None:
-        """Refuse a request if the dataset was replaced: columns in memory and on disk would not match."""
+        """Check that the dataset was not replaced, since columns in memory and on disk would not match.
+
+        Raises:
+            HTTPException: The dataset was replaced (status 503).
+        """
         if _state_of(self._scores) != self._state:
             raise HTTPException(503, _CHANGED)
 
@@ -84,10 +88,10 @@ class DatasetRoutes(Plugin):
 
     @hookimpl
     def dataset_router(self, deps: Dependencies) -> APIRouter:  # noqa: ARG002 - the signature of the hook
-        """Routes, as xpublish asks for them."""
+        """Return the routes, which xpublish adds to the application."""
         router = APIRouter()
         add = router.add_api_route
-        add("/", self._browse, response_class=HTMLResponse, summary="Look at the structures")
+        add("/", self._browse, response_class=HTMLResponse, summary="Browse the structures")
         add("/query", self._query, response_class=Response, summary="Rows that meet conditions")
         add("/structures/{row}.cif", self._structure, response_class=Response, summary="A structure as CIF")
         add("/zarr/{key:path}", self._file, response_class=Response, summary="The Zarr store")
@@ -96,7 +100,7 @@ class DatasetRoutes(Plugin):
         return router
 
     def _browse(self, conditions: Annotated[Conditions, InQuery()]) -> HTMLResponse:
-        """Page with a form and a table."""
+        """A page with a form for the conditions and a table of the rows that meet them."""
         try:
             found = self._served.find(conditions, PAGE_ROWS)
         except ConfigError as error:
@@ -114,7 +118,7 @@ class DatasetRoutes(Plugin):
     def _structure(
         self, row: Annotated[int, InPath(ge=0, description="row of the structure in the dataset, from 0")]
     ) -> Response:
-        """All atoms of the cell, without symmetry, with the facts in the row of the structure."""
+        """The CIF lists all atoms of the cell, without symmetry, and the values in the row of the structure."""
         text, name = structure_cif(self._served, row)
         return Response(
             text,
@@ -123,7 +127,7 @@ class DatasetRoutes(Plugin):
         )
 
     def _file(self, key: Annotated[str, InPath(description="file of the store, such as zarr.json")]) -> Response:
-        """Files of the Zarr store, for `xarray.open_zarr("ADDRESS/zarr")`; ranges of bytes are supported."""
+        """Files of the Zarr store, for `xarray.open_zarr("ADDRESS/zarr")`; byte ranges are supported."""
         if key == ROOT_FILE:
             return Response(self._root, media_type="application/json")
         if key not in self._files:
@@ -136,7 +140,7 @@ class DatasetRoutes(Plugin):
 
 
 def application(scores: Path, store: Path | None = None, *, title: str, hosts: list[str]) -> FastAPI:
-    """Make the application.
+    """Make the web application of a dataset.
 
     Args:
         scores: Path of the dataset.
@@ -186,7 +190,7 @@ def application(scores: Path, store: Path | None = None, *, title: str, hosts: l
 
 
 class _Headers:
-    """Adds headers to every answer, so that browsers run nothing that an answer contains."""
+    """Middleware that adds headers to every answer, so that browsers run nothing that an answer contains."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

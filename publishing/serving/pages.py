@@ -14,7 +14,7 @@ from .queries import Conditions, Found, ServedScores
 
 _COLUMNS = ("structure_id", "formula", "n_atoms", "status", *RANKINGS, "energy_per_atom", "max_force")
 _MOST_COLUMNS = 9
-# Rows of a page.
+# Rows per page.
 PAGE_ROWS = 50
 _FIELDS = {
     "id": "Id",
@@ -30,14 +30,14 @@ _FIELDS = {
 
 
 def browse_page(served: ServedScores, title: str, query: Conditions, found: Found | None, problem: str = "") -> str:
-    """Return the page with the form and the table of rows.
+    """Return the page with the form and the table of rows, as HTML.
 
     Args:
         served: The dataset.
         title: Title of the page.
         query: The query, whose values fill the form.
-        found: Its answer; None if the query is invalid.
-        problem: Why the query is invalid.
+        found: The answer to the query; None if the query is invalid.
+        problem: Why the query is invalid; empty if it is valid.
     """
     given = {name: str(value) for name, value in query.model_dump().items() if name in _FIELDS and value}
     fields = "".join(
@@ -65,7 +65,7 @@ def browse_page(served: ServedScores, title: str, query: Conditions, found: Foun
 
 
 def _links(given: Mapping[str, str]) -> str:
-    """Addresses of the same answer for programs."""
+    """Links to the same answer in formats for programs."""
     found = [
         f'<a href="query?{escape(urlencode({**given, "format": form}))}">{form}</a>'
         for form in ("json", "csv", "arrow")
@@ -74,13 +74,13 @@ def _links(given: Mapping[str, str]) -> str:
 
 
 def routes_page(title: str, openapi: Mapping[str, Any]) -> str:
-    """Return the description of all routes and their parameters.
+    """Return the description of all routes and their parameters, as HTML.
 
     Args:
         title: Title of the page.
         openapi: The OpenAPI document of the server.
     """
-    body = '<p>The same as <a href="openapi.json">OpenAPI document</a>. <a href="./">Look at the structures</a></p>'
+    body = '<p>Also as an <a href="openapi.json">OpenAPI document</a>. <a href="./">Browse the structures</a></p>'
     for path, methods in openapi["paths"].items():
         for method, facts in methods.items():
             body += (

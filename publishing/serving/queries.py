@@ -26,11 +26,12 @@ from ...screening.selection.variables import numeric_column, variables_of
 MAX_SERVED_ROWS = 20_000_000
 # Bounds of one answer and of one query.
 MAX_PAGE_ROWS, MAX_WHERE, MAX_TEXT = 10_000, 1_000, 1_000
-# Columns and orders that are kept in memory between queries, bytes.
+# Memory for the columns and orders that are kept between queries, bytes.
 _KEPT_BYTES = 2 << 30
 # Bits of a set of elements: two words of 64 bits for 118 elements.
 _WORD = 64
-# Columns in an answer that does not name any: all that hold one value per structure, except for these.
+# Columns that are left out of an answer unless the query names them, as are columns with several values per structure
+# and the columns that the user kept from the sources.
 _NOT_SHOWN = frozenset({"source", "source_index"})
 
 
@@ -65,7 +66,7 @@ class Conditions(BaseModel):
 
 
 class Query(Conditions):
-    """Conditions, and the form of the answer."""
+    """Conditions, and the size, columns and format of the answer."""
 
     page_size: int = Field(100, ge=1, le=MAX_PAGE_ROWS, description="rows per page")
     columns: str = Field(
@@ -84,7 +85,7 @@ class Found:
     Attributes:
         total: Number of rows that meet the conditions.
         rows: int64[n], rows of the requested page.
-        sorted_by: Column that they are sorted by, as in `Conditions.sort`; empty for the order of the dataset.
+        sorted_by: Column by which the rows are sorted, as in `Conditions.sort`; empty for the order of the dataset.
     """
 
     total: int
@@ -100,6 +101,7 @@ class ServedScores:
 
     Attributes:
         reader: The dataset.
+        variables: Columns as variables of filter expressions, by name.
         shown: Columns of an answer if the query names none.
         default_sort: Column that answers are sorted by if a query names none; empty if energies cannot be compared.
 
@@ -128,7 +130,7 @@ class ServedScores:
         return len(self.reader)
 
     def column(self, name: str) -> NDArray[Any]:
-        """A whole column.
+        """Return a whole column.
 
         Raises:
             ConfigError: There is no such column.

@@ -14,7 +14,7 @@ from ..catalogue import CATALOGUE_FILE, open_catalogue
 from .application import application
 
 LOCAL_HOST, PORT = "127.0.0.1", 8000
-# Requests that are answered or wait at the same time; beyond them, clients are told to come back (503).
+# Largest number of requests that are answered or waiting at a time; further requests get the status 503.
 _REQUESTS = 500
 _LOCAL_NAMES = ["127.0.0.1", "localhost"]
 
@@ -30,8 +30,12 @@ def serve(
 ) -> None:
     """Serve a scores dataset over HTTP until the process is stopped.
 
-    Anybody who can reach the server can read the dataset: there are no passwords. By default only programs on this
-    machine can.
+    Anybody who can reach the server can read the dataset: there are no passwords. By default, only programs on this
+    machine can connect.
+
+    Example:
+        >>> from equiscreen.publishing import serve
+        >>> serve("relaxed.hull.zarr", port=8080)  # doctest: +SKIP
 
     Args:
         scores: Path of the dataset, of a results folder that holds it, or of a folder written by `publish`.
@@ -42,8 +46,8 @@ def serve(
         announce: Called with the address when the server is ready.
 
     Raises:
-        StoreError: The dataset cannot be read, or a catalogue beside it is older.
-        ConfigError: The dataset is behind a URL or too large, or the server cannot listen there.
+        StoreError: The dataset cannot be read, or does not match the catalogue in its folder.
+        ConfigError: The dataset is at a URL or too large, or the server cannot listen at the address and port.
     """
     if "://" in str(scores):
         raise ConfigError(f"{scores}: only a dataset on this machine can be served; copy it here first")

@@ -1,1 +1,1 @@
-"""Benchmarks; each prints the text that is committed beside it."""
+"""Benchmarks. A file beside most of the scripts holds the text that the script last printed."""

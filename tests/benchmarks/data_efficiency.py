@@ -14,7 +14,7 @@ scalars. Floating-point operations are those counted by PyTorch's FlopCounterMod
 molecule; it counts a multiplication in a matrix product as two. `plain_network.py` describes the networks without
 symmetry.
 
-A slope is that of log(force MAE) against log(size), fitted by least squares over all sizes and seeds. Intervals are the
+Slopes of log(force MAE) against log(size) are fitted by least squares over all sizes and seeds. Intervals are the
 middle 95 % of 10,000 bootstrap resamples of the seeds, the same for all networks; with five seeds they are somewhat too
 narrow.
 

@@ -5,17 +5,18 @@
 
 The first --n crystals of `mp_binary_elasticity.json.gz`, in an order drawn at random, go through `properties --what
 elastic` with the presets `matcalc` (ions clamped) and `default` (ions relaxed), each in one Dask worker of one thread;
-the mean absolute errors of the bulk and shear moduli (Voigt, Reuss, Hill) against DFT are printed. Crystals of which a
-modulus is negative or above 600 GPa, in DFT or here, are counted and left out of the errors. All times are CPU times of
-the process that evaluates, so that other work on the machine does not count.
+the mean absolute errors of the bulk and shear moduli (Voigt-Reuss-Hill averages) against DFT are printed. Crystals with
+a modulus that is negative or above 600 GPa, in DFT or here, are counted and left out of the errors. All times are CPU
+times of the process that evaluates, so that other work on the machine does not count.
 
 PYTHON is the interpreter of an environment with matcalc and sevenn, in which `elasticity_matcalc.py` runs on one
 thread:
 
 - the whole protocol of `matcalc`, relaxation included, on the first --clamped crystals: the rates are compared, and the
   moduli, which differ where the two relaxations stop at different points within the same criterion;
-- the same protocol without the relaxation, on the crystals that ours relaxed: what is left are the two codes;
-- the strains of the preset `default` with relaxed ions (0.001 eV/angstrom), on --relaxed crystals that ours relaxed.
+- the same protocol without the relaxation, on the crystals that equiscreen relaxed, so that only the codes differ;
+- the strains of the preset `default` with relaxed ions (0.001 eV/angstrom), on --relaxed crystals that equiscreen
+  relaxed.
 
 Without --peer only the first part runs. Prints the text of `elasticity.txt`.
 """

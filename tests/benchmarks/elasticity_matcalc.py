@@ -1,10 +1,10 @@
-"""The side of MatCalc in `elasticity.py`: elastic moduli with SevenNet's own calculator, one crystal after another.
+"""MatCalc's side of `elasticity.py`: elastic moduli with SevenNet's own calculator, one crystal after another.
 
     PYTHON tests/benchmarks/elasticity_matcalc.py GIVEN.json MADE.json
 
-PYTHON is an environment of its own: `pip install torch==2.13.0 && pip install sevenn==0.13.0 matcalc torch==2.13.0`.
-GIVEN holds the name of the model, the cells, and arguments of `ElasticityCalc`; MADE receives the CPU time of all
-crystals, in seconds, and their moduli K and G (GPa), NaN where MatCalc fails.
+PYTHON is the interpreter of an environment of its own, made with `pip install torch==2.13.0 && pip install
+sevenn==0.13.0 matcalc torch==2.13.0`. GIVEN holds the name of the model, the cells, and arguments of `ElasticityCalc`;
+MADE receives the CPU time of all crystals, in seconds, and their moduli K and G (GPa), NaN where MatCalc fails.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from typing import Any
 import ase.io
 from ase import Atoms
 
-# Every eighth structure of those sorted by size chooses the batch.
+# Every eighth structure, in order of size; this sample serves to choose the batch size.
 SAMPLE = slice(4, None, 8)
 LIMIT = 900  # seconds for one engine and turn
-# The elements of the Materials Project's models: all up to plutonium without polonium to radium.
+# The elements of models trained on the Materials Project: all up to plutonium except polonium to radium.
 ELEMENTS = [number for number in range(1, 95) if number not in {84, 85, 86, 87, 88}]
 
 
@@ -36,7 +36,7 @@ def measure(
     edges: Sequence[int],
     batches: Sequence[int],
 ) -> None:
-    """Print the rate of each batch size on a sample, and that of the best one on all graphs.
+    """Print the rate of each batch size on a sample, and the rate of the best batch size on all graphs.
 
     Args:
         name: Name of the engine.

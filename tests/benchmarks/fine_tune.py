@@ -3,12 +3,12 @@
     python tests/benchmarks/fine_tune.py DATA_FOLDER [--structures 16] [--epochs 8] [--threads 2] [--scratch FOLDER]
 
 New domain: frames of acetylacetone at 300 K (BOTNet, Batatia et al., arXiv:2205.06643; MIT), which 7net-0, a model of
-inorganic crystals, hardly knows: a few to train on, as many of the last frames to test. Their energies have another
-zero, so the reference energies are fitted, and the mean error is removed from the energies, for all rows alike. Old
-domain: the intermetallics of the demo with at most six atoms, strained and displaced, labelled by 7net-0 itself; two
-thirds for the replay, one third for the test, where an error is a change of the model. For the crystals of that third
-as they are in the Materials Project, formation energies are also compared with those of DFT. Takes a few minutes.
-Prints the text of `fine_tune.txt`.
+inorganic crystals, hardly knows. A few frames are used for training, and as many of the last frames for the test. Their
+energies have another zero, so the reference energies are fitted, and the mean error of the energies is subtracted, in
+all rows of the table. Old domain: the intermetallics of the demo with at most six atoms, strained and displaced,
+labelled by 7net-0 itself; two thirds are used for the replay and one third for the test, in which an error is a change
+of the model. For the crystals of that third as they are in the Materials Project, formation energies are also compared
+with DFT. The benchmark takes a few minutes and prints the text of `fine_tune.txt`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ RUNS: dict[str, tuple[float, bool, list[str]]] = {
 
 
 def molecules(data: Path, count: int, folder: Path) -> tuple[Path, Path]:
-    """Graph stores of molecules, to train on and to test."""
+    """Make graph stores of molecules, one to train on and one for the test."""
     frames = ase.io.read(data / "acac/train_300K.xyz", ":")
     stores = []
     for name, some in (("new", frames[: 20 * count : 20]), ("new_test", frames[-4 * count :: 4])):
@@ -63,7 +63,7 @@ def molecules(data: Path, count: int, folder: Path) -> tuple[Path, Path]:
 
 
 def replay(potential: TorchPotential, crystals: Sequence[Atoms], path: Path) -> Path:
-    """A graph store of crystals, strained and displaced, labelled by a model."""
+    """Make a graph store of crystals, strained and displaced, labelled by a model."""
     rng, images = np.random.default_rng(SEED), []
     for crystal in crystals:
         atoms = crystal.copy()

@@ -3,16 +3,16 @@
     python tests/benchmarks/fine_tune_mlearn.py DATA_FOLDER --work FOLDER [--threads 2] [--runs plain replay]
 
 Runs the command line as a user would: import 7net-0, featurize the silicon of mlearn (Zuo et al., J. Phys. Chem. A 124,
-731 (2020)), refit the reference energies, and fine-tune, without and with replay. Nothing is set but the split and the
-number of threads: a fifth of every group of configurations is held out, and not used to select the weights either.
+731 (2020)), and fine-tune 7net-0 without and with replay, which first refits the reference energies. Only the split and
+the number of threads are set: a fifth of every group of configurations is held out, and not used to select the weights
+either.
 
-The old domain is the Materials Project. Its crystals that are replayed are at rest, as downloaded. Those that are
-judged are 200 others, strained by 1 % and rattled by 0.05 angstrom, since crystals at rest have no forces. Their error
-is the difference from the network before fine-tuning, with the same reference energies: the shift of silicon's
-reference energy is another zero of energy and no error.
+The old domain is the Materials Project. The replayed crystals are at rest, as downloaded. The test uses 200 others,
+strained by 1 % and rattled by 0.05 angstrom, since crystals at rest have no forces. Their error is the difference from
+the network before fine-tuning, with the same reference energies, since the shift of silicon's reference energy only
+changes the zero of energy.
 
-Running the same command again resumes interrupted work and does not repeat finished work. Prints the text of
-`finetune.txt`.
+Running the same command again resumes interrupted work and does not repeat finished work.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FORCES, ENERGIES, MINUTES = 0.5, 5e-3, 15.0
 
 
 def stores(data: Path, work: Path) -> tuple[Path, Path]:
-    """Paths of the store of silicon and of that of crystals to replay, which are made unless they exist."""
+    """Paths of the stores of silicon and of crystals to replay, which are made unless they exist."""
     silicon, old = work / "silicon.zarr", work / "materials-project.zarr"
     if not silicon.exists():
         equiscreen("featurize", data / "mlearn/Si.json.gz", "--labels", "mlearn", "--out", silicon)
@@ -56,7 +56,7 @@ def stores(data: Path, work: Path) -> tuple[Path, Path]:
 
 
 def fine_tune(work: Path, name: str, silicon: Path, old: Path, threads: int) -> tuple[list[float], Path]:
-    """Run time and processor time in seconds, and run folder."""
+    """Fine-tune, unless that is done; returns run time and processor time in seconds, and the run folder."""
     run, config, seconds = work / name, work / "config.yaml", work / f"{name}.seconds.json"
     if not seconds.exists():
         config.write_text(yaml.safe_dump({"training": {"split": SPLIT, "threads": threads}}))
@@ -69,7 +69,7 @@ def fine_tune(work: Path, name: str, silicon: Path, old: Path, threads: int) -> 
 
 
 def cpu_seconds() -> float:
-    """Processor time of the finished commands so far, which other programs on the machine do not change much."""
+    """Processor time of all finished commands, seconds; other programs on the machine hardly change it."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

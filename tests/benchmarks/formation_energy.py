@@ -15,7 +15,7 @@ the weights with the smallest validation error are kept. Some crystals lie above
 are: none is dropped, the loss is Huber's, and errors are given with and without them. The baselines are the mean of the
 training set and a linear regression on the element fractions (ridge, 1e-3 of a structure). Intervals are the middle 95
 % of 2,000 bootstrap resamples of the test crystals, the same for all sizes; they include neither the spread over
-training sets nor that over initial weights.
+training sets nor the spread over initial weights.
 
 Every training writes a run folder and a JSON file to --work; running the same command again skips finished trainings
 and resumes interrupted ones. --quick is a smoke test whose results mean nothing. Prints the text of
@@ -70,9 +70,9 @@ class Training:
     """One run of `equiscreen train`.
 
     Attributes:
-        name: Name of its folder.
+        name: Name of the run folder.
         store: Path of the graph store.
-        config: Content of its configuration file.
+        config: Content of the configuration file.
     """
 
     name: str
@@ -106,7 +106,7 @@ def _train(training: Training, work: Path) -> dict[str, Any]:
     if record.exists():
         known: dict[str, Any] = json.loads(record.read_text())
         if {name: known[name] for name in inputs} != inputs:
-            raise SystemExit(f"{record} is of another training; choose another --work, or remove it and {folder}")
+            raise SystemExit(f"{record} belongs to another training; choose another --work, or remove it and {folder}")
         return known
     settings = work / f"{training.name}.yaml"
     if not (folder / "model.ckpt").exists():
@@ -229,7 +229,7 @@ def test_errors(store: GraphStore, work: Path, size: int) -> dict[str, NDArray[n
     run = work / f"size-{size}"
     split = np.load(run / "split.npz")
     if not (np.array_equal(split["training_0"], chosen) and np.array_equal(split["test_0"], test)):
-        raise SystemExit(f"{run} was trained or tested on other structures than those of this size")
+        raise SystemExit(f"{run} was trained or tested on the wrong structures; choose another --work")
     labels = store.column(f"{LABEL}_{size}")
     block = store.block(0, len(store), labels=False)
     composition = shares(block)
@@ -243,7 +243,7 @@ def test_errors(store: GraphStore, work: Path, size: int) -> dict[str, NDArray[n
 
 
 def interval(samples: NDArray[np.float64]) -> str:
-    """The middle 95 % of the samples, in words."""
+    """The middle 95 % of the samples, as text."""
     low, high = np.quantile(samples, [0.025, 0.975])
     return f"[{low:.3g}, {high:.3g}]"
 

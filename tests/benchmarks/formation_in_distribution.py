@@ -4,10 +4,10 @@
 
 The crystals of `mp_20_val` go through `featurize`, `screen` and `hull` without relaxation: single-point energies,
 MP2020 corrections, and the Materials Project's elemental reference entries. The results are compared with the column
-formation_energy_per_atom. The weights have seen the Materials Project, so this checks the chain of corrections and
-references and says nothing about new materials. For each outlier, possible explanations are given: the error with the
-corrections of another type of anion or without any, and the largest force (a large force means that the model disagrees
-about the structure itself). Prints the text of `formation_in_distribution.txt`.
+formation_energy_per_atom. The weights were trained on the Materials Project, so this checks the chain of corrections
+and references and says nothing about new materials. For each outlier, possible explanations are given: the error with
+the corrections of another type of anion or without any, and the largest force (a large force means that the model
+disagrees about the structure itself). Prints the text of `formation_in_distribution.txt`.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def explanation(results: Results, row: int, scheme: MP2020) -> str:
         for oxide in (OXIDE_TYPES if "O" in symbols else OXIDE_TYPES[:1])
         for sulfide in (SULFIDE_TYPES if "S" in symbols and "O" not in symbols else SULFIDE_TYPES[:1])
     }
-    # pymatgen corrects an anion only if its average oxidation state is -1 or lower (Te in HfTe5 has -0.8). Where the
-    # published energy includes the correction nevertheless, a rule that only requires an anion explains it.
+    # pymatgen corrects an anion only if its average oxidation state is -1 or lower (Te in HfTe5 has -0.8). If the
+    # published energy nevertheless includes the correction, the error vanishes when every anion is corrected.
     anions = scheme.given(symbols, counts, OXIDE_TYPES[0], SULFIDE_TYPES[0], dict.fromkeys(ANIONS, -1.0))
     others = {
         **others,

@@ -5,9 +5,8 @@
 
 Binary crystals of the Alexandria database (matcalc benchmark data 2025.1) are relaxed with 7net-0 to 1e-3 eV/angstrom
 with their space groups kept; then phonons are computed for all of them together. The DFT values are per mole of the
-cell; errors are printed per mole of atoms. The phonopy side receives the same relaxed crystals and supercells, makes
-its own displacements and evaluates them one at a time with SevenNet's calculator in PyTorch. Prints the text of
-`heat_capacity.txt`.
+cell; errors are printed per mole of atoms. For --slow-side crystals, phonopy receives the same relaxed crystals and
+supercells, makes its own displacements, and gets the forces from SevenNet's calculator in PyTorch, one cell at a time.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class Labelled:
     Attributes:
         name: Formula and id.
         structure: The crystal.
-        heat_capacity: J/K per mole of atoms.
+        heat_capacity: Heat capacity at 300 K in DFT, J/K per mole of atoms.
     """
 
     name: str
@@ -72,7 +71,7 @@ def crystals(data: Path, count: int) -> list[Labelled]:
 
 
 def relaxed(some: Sequence[Labelled], potential: OnnxPotential) -> dict[int, Material]:
-    """Relaxed crystals, by their place; crystals whose relaxation did not converge are left out."""
+    """Relaxed crystals by their index; crystals whose relaxation did not converge are left out."""
     pairs = [(place, symmetrized(one.structure, SYMPREC)) for place, one in enumerate(some)]
     materials, statuses = {}, Counter[str]()
     for place, one in relax_structures(pairs, potential, RELAXATION):
@@ -85,7 +84,7 @@ def relaxed(some: Sequence[Labelled], potential: OnnxPotential) -> dict[int, Mat
 
 
 def with_phonopy(material: Material, matrix: np.ndarray) -> tuple[float, bool]:
-    """Heat capacity (J/K per mole of atoms) and stability by phonopy and SevenNet's calculator, one cell at a time."""
+    """Heat capacity (J/K per mole of atoms) and stability from phonopy and SevenNet's calculator, cell by cell."""
     from phonopy import Phonopy  # noqa: PLC0415 - only this side needs it
     from phonopy.structure.atoms import PhonopyAtoms  # noqa: PLC0415 - only this side needs it
     from sevenn.calculator import SevenNetCalculator  # noqa: PLC0415 - only this side needs it
@@ -132,7 +131,7 @@ def compare(some: Sequence[Labelled], materials: Mapping[int, Material], found: 
 
 
 def some_places(found: Mapping[int, Outcome]) -> list[int]:
-    """Places of crystals with phonons."""
+    """Indices of the crystals that have phonons."""
     return sorted(place for place, one in found.items() if "heat_capacity" in one.values)
 
 

@@ -2,14 +2,14 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/hull_rate.py --data FOLDER [--candidates 1000000]
 
-Candidates have compositions of the Materials Project (`mp_20_val`) with randomly swapped elements, and random energies
-around those of the elements. The references are the elements and the crystals of `mp_20_val`, as a table of formation
-energies. These cover few of the chemical systems, so a second case has candidates of the 14 most frequent elements only
-and 20,000 references made in the same way, about 100 per ternary system. `screening.hull` reads and writes datasets;
-the loop over pymatgen starts from entries in memory, with one phase diagram per chemical system, or one per candidate,
-as is often seen. The loop covers some of the same systems, and the distances are compared. The last line is for
-corrections: the crystals of `mp_20_val` themselves, with uncorrected energies, from their graph store. Prints the text
-of `hull_rate.txt`.
+Candidates have compositions of the Materials Project (`mp_20_val`) with randomly swapped elements, and random formation
+energies. The references are the elements and the crystals of `mp_20_val`, as a table of formation energies. They cover
+few of the chemical systems, so a second case has candidates of the 14 most frequent elements only, and 20,000
+references made in the same way, about 100 per ternary system. `screening.hull` reads and writes datasets; the loop over
+pymatgen starts from entries in memory, with one phase diagram per chemical system or, as is often seen, one per
+candidate. The loop covers some of the same systems, and the distances are compared. The last line gives the rate with
+MP2020 corrections, for the crystals of `mp_20_val` themselves, with uncorrected energies and a graph store. Prints the
+text of `hull_rate.txt`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SEED = 7
 PART = 65_536
 MEAN, SPREAD = 0.15, 0.2  # of formation energies, eV/atom
 SYSTEMS, PER_SYSTEM = 60, 200
-MOST = 8  # maximum number of elements of a prototype; those of mp_20_val have at most three
+MOST = 8  # maximum number of elements of a prototype
 # The second case: as dense as the Materials Project among frequent elements.
 DENSE_ELEMENTS, DENSE_REFERENCES = 14, 20_000
 SPECS = (

@@ -4,14 +4,14 @@
         [--model 7net-0] [--threads 2] [--print]
 
 The protocol is the published one (Póta et al., arXiv:2408.00755): relaxation of atoms and cell to 1e-4 eV/angstrom with
-the space group kept, displacements of 0.01 angstrom, supercells and meshes of the benchmark, relaxation times with
-coherences and isotopes at 300 K, no non-analytical term. The published relaxation uses FIRE; ours uses L-BFGS with the
-same criterion.
+the space group kept, displacements of 0.01 angstrom, supercells and meshes of the benchmark, and conductivities in the
+relaxation-time approximation at 300 K with coherences and isotopes but no non-analytical term. The published relaxation
+uses FIRE; ours uses L-BFGS with the same criterion.
 
-Each material is a step of its own: the forces are kept in the work folder, then the transport equation is solved, then
-the result is kept; what an earlier run has finished is not done again. `--print` prints the results that are there.
-The columns SRME and SRE compare with the DFT references with (NAC) and without (noNAC) the non-analytical term; the
-published values of 7net-0 compare with NAC. Prints the text of `kappa.txt`.
+For each material, the forces and then the solution of the transport equation are kept in the work folder; a later run
+does not repeat finished work. `--print` only prints the results that are there. The columns SRME and SRE compare with
+the DFT references with (NAC) and without (noNAC) the non-analytical term; the published values of 7net-0 compare with
+NAC. Prints the text of `kappa.txt`.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class Crystal:
 
     Attributes:
         name: Formula and kind of structure.
-        mp_id: Its id.
+        mp_id: Id in the Materials Project.
         structure: The crystal before relaxation.
-        group: Number of its space group.
+        group: Number of the space group.
     """
 
     name: str
@@ -124,7 +124,7 @@ def forces(crystal: Crystal, potential: OnnxPotential, file: Path) -> None:
 
 
 def written(file: Path, write: Any) -> None:
-    """Write a file under another name first, so that an interrupted run leaves no half of it."""
+    """Write a file under another name first, so that an interrupted run leaves no incomplete file."""
     scratch = file.with_name(f"unfinished-{file.name}")
     write(scratch)
     scratch.rename(file)
@@ -186,7 +186,11 @@ def references(data: Path, name: str) -> dict[str, Reference]:
 
 
 def predicted(result: dict[str, Any], reference: Reference, name: str) -> ModeConductivities | None:
-    """Our conductivities, or None if there are none; its wave vectors must be those of the reference."""
+    """Our conductivities, or None if there are none.
+
+    Raises:
+        SystemExit: The wave vectors are not those of the reference.
+    """
     if "kappa" not in result:
         return None
     difference = np.array(result["kappa_wave_vector"]) - reference.wave_vector
@@ -254,7 +258,7 @@ def print_summary(found: Sequence[tuple[list[float], float, float, dict[str, Any
 
 
 def main(data: Path, work: Path, names: str, model: str, threads: int, *, only_print: bool) -> None:
-    # Before phono3py is imported; its compiled code does not look at OMP_NUM_THREADS.
+    # Set before phono3py is imported, whose compiled code ignores OMP_NUM_THREADS.
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
     work.mkdir(parents=True, exist_ok=True)
     every = {crystal.name: crystal for crystal in crystals(data)}

@@ -31,7 +31,7 @@ BATCHES = {"equiscreen": (500, 1000, 2000, 4000), "eager": (1, 2, 4, 8), "torchs
 
 
 def make(out: Path) -> None:
-    """Write the file with mace-torch."""
+    """Write the weights file with mace-torch."""
     from mace import modules  # noqa: PLC0415, I001 - first: PyTorch would refuse e3nn's files otherwise
     import torch  # noqa: PLC0415 - of another environment
     from e3nn import o3  # noqa: PLC0415
@@ -92,7 +92,7 @@ def theirs(engine: str, structures: Sequence[Atoms], out: Path) -> None:
 
 
 def ours(structures: Sequence[Atoms], out: Path) -> None:
-    """Import, export and measure our file."""
+    """Import and export the weights unless that is done, and measure the ONNX file."""
     from equiscreen.export import export_onnx  # noqa: PLC0415 - of this environment
     from equiscreen.model.pretrained.load import import_weights  # noqa: PLC0415
 

@@ -3,8 +3,8 @@
     python tests/benchmarks/million.py DATA_FOLDER [--counts 100000 1000000] [--scratch FOLDER]
 
 `equiscreen generate` makes the candidates by substituting ions in the crystals of mp_20_val.csv.gz. `equiscreen
-featurize` runs as on the command line, with one worker per core; the memory is that of its main process, without the
-workers, sampled twice a second. Prints the text of `million.txt`.
+featurize` runs as on the command line, with one worker per core; the memory of its main process, without the workers,
+is sampled twice a second. Prints the text of `million.txt`.
 """
 
 from __future__ import annotations

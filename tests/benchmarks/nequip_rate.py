@@ -113,7 +113,7 @@ def theirs(structures: Sequence[Atoms], out: Path) -> None:
     order = np.argsort(edges)
 
     def run(some: list[dict[str, Any]], size: int) -> None:
-        # The compiled network is for two structures and more: a last single one joins the batch before it.
+        # The compiled network needs at least two structures, so a single last one joins the batch before it.
         starts = range(0, max(len(some) - 1, 1), size)
         for start in starts:
             stop = start + size if start != starts[-1] else len(some)

@@ -204,6 +204,6 @@ def train_plain(
 
 
 def tumbling(frames: Frames) -> str:
-    """Angles of rotation between the frames and the first, in words."""
+    """Angles of rotation between the first frame and the others, in degrees, as text."""
     angle = np.degrees(frames.alignment(frames.positions[0])[1:].magnitude())
     return f"mean {angle.mean():.0f}, {np.percentile(angle, 10):.0f} to {np.percentile(angle, 90):.0f} for 80 % of them"

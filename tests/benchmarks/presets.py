@@ -3,7 +3,8 @@
     python tests/benchmarks/presets.py DATA_FOLDER [--threads 1]
 
 The structures are those of the mlearn Si set (62 atoms, 1,680 edges within 5 angstrom on average), in batches of four,
-with a loss on energy, forces and stress. Only the steps are timed, not the reading. Prints the text of `presets.txt`.
+with a loss on energy, forces and stress. Only the steps are timed, not the reading of the structures. Prints the text
+of `presets.txt`.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ finishes.
 
 First every setting runs a few times, the sides alternating, and the fastest run counts. Then the best settings of each
 side run in alternating rounds, since the machine may be busy with other things, and medians count. "Network" is the
-time from graphs in tables or batches to results, "with graphs" that from structures to results. The first line of
-results checks that both sides agree.
+time from graphs in tables or batches to results, and "with graphs" the time from structures to results. The first line
+of results checks that both sides agree.
 
 The peak is a product of two 2,048 x 2,048 matrices (float32) in ONNX Runtime with the same processes and threads, the
 best of all rounds. The matrix products of our graph are counted from ONNX Runtime's profile: 2 M N K for each product,

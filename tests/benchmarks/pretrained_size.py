@@ -5,7 +5,7 @@
 
 Lowering and the checks of an export are timed separately, in a process that has lowered nothing before. The cost of
 scoring is measured in new processes: importing `equiscreen.export`, loading the file, the first result for one
-structure (with numba's cache filled), and the modules loaded; also the peak of resident memory (VmHWM, so on Linux)
+structure (with numba's cache filled), and the modules loaded; also the peak of resident memory (VmHWM, only on Linux)
 before and after single-threaded runs of one table of about --edges edges, and the memory per edge. Tables hold crystals
 with similar numbers of neighbours, as in scoring. The crystals are those of mp_20_val.csv.gz, rattled by 0.05 angstrom
 and strained by 1 %. Finally, --structures of them are evaluated --runs times with one thread and --runs times with two;

@@ -87,7 +87,7 @@ def make_store(data: Path, scratch: Path, structures: int) -> Path:
 
 
 def crystals(data: Path) -> Iterator[tuple[dict[str, str], int]]:
-    """Rows of the sources, repeated endlessly, with the number of the copy."""
+    """Yield the rows of the sources endlessly, each with the number of the copy."""
     for copy in itertools.count():
         for name in SOURCES:
             with gzip.open(data / name, "rt", newline="") as file:
@@ -226,7 +226,7 @@ def measure_zarrs(store: Path, plain: float, data: Path, scratch: Path) -> None:
 
 
 def outcomes(store: Path, copy: Path) -> str:
-    """Read some structures repeatedly, each time with one bit of an array flipped; returns the outcomes in words."""
+    """Read some structures repeatedly, each time with one bit of an array flipped; returns the outcomes as text."""
     shutil.copytree(store, copy)
     whole = GraphStore(copy).block(0, 200)
     shard = next(path for path in (copy / "neighbor/c").rglob("*") if path.is_file())

@@ -1,13 +1,13 @@
-"""The cost of relaxations that do not depend on the other structures in a batch, as they did before.
+"""Cost of making the results of a relaxation independent of the other structures in its batch.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/relax_batches.py --data DATA_FOLDER [--structures 200] [--model M.onnx]
         [--scratch FOLDER]
 
 Crystals of mp_20_val.csv.gz, rattled by 0.1 angstrom and strained by 3 %, are relaxed in this process, in the parts
-that a worker of `equiscreen relax` gets, with 7net-0 on one thread. Each part is relaxed twice, in turns first with
-tables whose structures have equal widths, as they are now, and with tables of any structures, as they were before. The
-rates are structures per second of CPU time, so that other processes disturb them less. Then the crystals are relaxed in
-another order: with mixed tables, results have other bits. Prints the text of `relax_batches.txt`.
+that a worker of `equiscreen relax` gets, with 7net-0 on one thread. Each part is relaxed twice, in alternating order:
+with tables whose structures have equal widths, as `relax` makes them, and with tables of any structures. The rates are
+structures per second of CPU time, so that other processes disturb them less. Then the crystals are relaxed in another
+order, which changes the last digits of the results with mixed tables. Prints the text of `relax_batches.txt`.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ WAYS: dict[str, Groups] = {"equal widths": evaluation_groups, "mixed widths": mi
 
 
 def relaxed(structures: Sequence[tuple[int, Structure]], potential: OnnxPotential, way: str) -> dict[int, Relaxed]:
-    """Relax some structures with default settings, in tables of one of the ways."""
+    """Relax some structures with default settings, in tables whose groups one of `WAYS` makes."""
     graph_potential.evaluation_groups = WAYS[way]  # type: ignore[assignment]
     return dict(relax_structures(structures, potential, RelaxSettings()))
 
 
 def in_parts(structures: Sequence[Structure], rows: Sequence[int], cutoff: float) -> list[list[tuple[int, Structure]]]:
-    """Divide structures, in an order of their rows, into the parts of a run."""
+    """Divide structures, in the order of `rows`, into the parts of a run."""
     edges = GraphBlock.from_structures([structures[row] for row in rows], cutoff).n_edges
     return [
         [(row, structures[row]) for row in rows[start:stop]] for start, stop in cut(edges, PART_EDGES, PART_STRUCTURES)

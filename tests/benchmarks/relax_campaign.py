@@ -15,7 +15,7 @@ steps.
   threads. Its own wrapper of SevenNet cannot be imported with SevenNet 0.13, so it uses our exported file.
 
 Energies of relaxed crystals are computed by the code that relaxed them. The time of 257,000 relaxations (the size of
-the WBM set) on 64 cores is extrapolated from our rate here. Prints the text of `relax_campaign.txt`.
+the WBM set) on 64 cores is extrapolated from our rate. Prints the text of `relax_campaign.txt`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
         [--scratch FOLDER]
 
 Crystals of mp_20_val.csv.gz, rattled by 0.1 angstrom and strained by 3 %, are relaxed with 7net-0: with FIRE until
-forces are below 0.005 eV/angstrom and the stress is below 0.01 GPa, and with L-BFGS and several criteria. Prints the
+forces are below 0.005 eV/angstrom and the stress is below 0.01 GPa, and with L-BFGS to several criteria. Prints the
 text of `relax_criterion.txt`.
 """
 

@@ -5,9 +5,9 @@
 Candidates are made by `equiscreen generate`, which substitutes ions in the crystals of mp_20_val.csv.gz, and scored
 with an untrained network of the preset `small` (training does not affect the times). Crystals are strained copies of
 those of mp_20_val.csv.gz, scored with 7net-0. `equiscreen screen` runs as on the command line, with one worker per
-core; the memory is that of its main process, without the workers, sampled four times a second. The bare runtime is the
-same number of single-threaded processes, which hold all graphs in memory and only evaluate them; its rate is given with
-and without the time to build the tables. Prints the text of `screen_rate.txt`.
+core; the memory of its main process, without the workers, is sampled four times a second. The bare runtime is the same
+number of single-threaded processes, which hold all graphs in memory and only evaluate them; its rate is given with and
+without the time to build the tables. Prints the text of `screen_rate.txt`.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def bare_rates(store: Path, model: Path) -> tuple[float, float]:
 
 
 def report(name: str, store: Path, model: Path, scratch: Path) -> None:
-    """Screen a store, and print its rate and those of the bare runtime."""
+    """Screen a store, and print the rates of the screen and of the bare runtime."""
     out = scratch / f"{model.stem}.scores.zarr"
     seconds, memory = watched(equiscreen("screen", store, "--model", model, "--out", out))
     scores = open_scores(out)

@@ -1,10 +1,11 @@
-"""How well 7net-0 finds crystals near the hull: precision, recall and F1 on 12,140 crystals of the Materials Project.
+"""How well 7net-0 finds crystals near the hull: precision, recall and F1 on 11,870 crystals of the Materials Project.
+
+    python tests/benchmarks/screening_skill.py DATA_FOLDER
 
 The crystals of mp_20_val and mpts_52_val, at their DFT geometries, are ranked against the hull that their own published
 energies span; the truth is the distance of these energies to that hull. Most of the crystals are part of MPtrj, on
-which the model was trained, and nine of ten are near the hull, so the figures are better than those for new crystals.
-
-Usage: python tests/benchmarks/screening_skill.py DATA
+which the model was trained, and nine of ten are near the hull, so the figures are better than for new crystals. Prints
+the text of `screening_skill.txt`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Seconds from a scores dataset of 257,000 rows (the size of the WBM set) to the best 100 as CIFs.
+"""Seconds from a scores dataset of 257,000 rows (the size of the WBM set) to the best 100 structures as CIF files.
 
     python tests/benchmarks/select_rate.py [--folder DIR]
 

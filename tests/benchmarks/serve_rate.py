@@ -2,11 +2,11 @@
 
     python tests/benchmarks/serve_rate.py [--rows N] [--folder DIR]
 
-The scores are random, with the formulas of binary and ternary compounds of 60 elements, and have no graph store. Once
-published, the folder is handed out by a plain web server (Python's, a process of its own, on this machine) which counts
-the bytes, and a client (a process of its own, so that opening counts, too) reads the best 100 rows of all columns with
-xarray. Then `equiscreen serve` answers queries, of one client and of 50 at once. DIR keeps the dataset for later runs.
-Prints the text of `serve_rate.txt`.
+The scores are random, with the formulas of binary and ternary compounds of 60 elements, and have no graph store. They
+are published to a folder, which a plain web server (Python's, in its own process on this machine) serves while it
+counts the bytes. A client in a new process reads the best 100 rows of all columns with xarray; opening the store is
+part of the time. Then `equiscreen serve` answers queries from one client and from 50 at once. DIR keeps the dataset for
+later runs.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class TensorSet:
         network: Configuration common to both networks.
         hidden: Hidden irreps of the equivariant and of the invariant network.
         head: Head of the whole tensor.
-        invariant_head: Head of its 0e part.
+        invariant_head: Head of the 0e part.
         epochs: Number of training epochs.
         bound: Bound on the mean eigenvalue; crystals beyond it are outliers.
     """

@@ -20,8 +20,9 @@ of its own preset `base`, which has the same number of channels for every degree
 that only one of the two has are left on: products of the density up to the correlation order in equiscreen, gates and a
 radial weight for every path and edge in SevenNet. The numbers of parameters are printed with the times. --network
 replaces equiscreen's default network (its section `network` as YAML); `{correlation: 1, nonlinearity: gate}` is closest
-to SevenNet. The time of the whole process is printed as a check: SevenNet's includes its neighbour lists, equiscreen's
-a validation of a few structures. Takes about ten minutes. Prints the text of `training_rate.txt`.
+to SevenNet. The time of the whole process is printed as a check: it includes the neighbour lists for SevenNet, and a
+validation of a few structures for equiscreen. The benchmark takes about ten minutes and prints the text of
+`training_rate.txt`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Results of other codes, which the networks imported from them must reproduce.
 
-Each script (``python -m tests.oracles.NAME``) builds small networks with random weights over a grid of settings, in the
-code that they come from and in float64, and writes weights, settings and results for `structures` into its folder.
+Each script (``python -m tests.oracles.NAME``) builds small networks with random weights and various settings in the
+code NAME, evaluates them in float64, and writes their weights, settings and results to the folder of that name.
 `make oracles` runs all scripts.
 """

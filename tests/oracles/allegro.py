@@ -1,6 +1,6 @@
 """Results of Allegro: ``python -m tests.oracles.allegro``, in an environment with the package nequip-allegro 0.8.3.
 
-As for NequIP (`tests.oracles.nequip`): everything is computed in float64, and one network is trained and packaged.
+As for NequIP (`tests.oracles.nequip`), everything is computed in float64, and one network is trained and packaged.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ CHOICES: dict[str, list[dict[str, Any]]] = {
     "cutoffs": [{}, {"per_edge_type_cutoff": {"H": 2.5, "Cu": {"O": 3.0, "Cu": 3.5}}}],
     "normalisation": [{}, {"forward_normalize": False}],
 }
-# Scalars only. The full builder allows more: features without parity; fewer features; one weight for all degrees.
+# Further irreps: scalars only; then, with the full builder, features that are all even, and a choice of features with
+# one weight for all degrees.
 MORE: list[dict[str, Any]] = [
     {
         "l_max": 0,

@@ -1,4 +1,4 @@
-"""Pairwise grids: few combinations of settings in which any two values of two settings occur together."""
+"""Pairwise grids: a few combinations of settings in which any two values of different settings occur together."""
 
 from __future__ import annotations
 

@@ -2,18 +2,18 @@
 
     TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 PYTHON -m tests.oracles.mace
 
-PYTHON is the interpreter of an environment of its own, since mace-torch pins an old e3nn, whose constants PyTorch only
-loads with this variable; `make oracles` does it all. The checkpoints cover all pairs of values of the settings in
-`SETTINGS` that are possible. The weights are random, scaled so that features are at most one and forces as in real
-data; those of the first checkpoint are then trained for some steps. The folder `mace` beside this file receives
+PYTHON is the interpreter of an environment with mace-torch only, which pins an old e3nn, whose constants PyTorch only
+loads with this variable; `make oracles` makes the environment and runs this script in it. The checkpoints cover all
+possible pairs of values in `SETTINGS`. The weights are random, scaled so that features are at most one and forces as in
+real data; those of the first checkpoint are then trained for some steps. The folder `mace` beside this file receives
 
 - `settings.json`: the settings of each checkpoint, as `equiscreen import --config` reads them;
 - `NUMBER.npz`: its state dict, and under `expected.` the energies, forces and stresses of all structures for the last
   head, computed in float64 whatever the dtype of the weights;
 - `structures.npz`: the twelve structures;
 - `module.model`: one checkpoint as mace-torch itself writes it;
-- `NUMBER-KIND.pt`: some as TorchScript archives: those that `mace_run_train` and `mace_create_lammps_model` write, and
-  one like that of CP2K's script.
+- `NUMBER-KIND.pt`: some checkpoints as TorchScript archives, in the forms that `mace_run_train`,
+  `mace_create_lammps_model` and CP2K's script write.
 
 Chebyshev polynomials get a derivative here: PyTorch has none, and mace-torch 0.3.16 silently treats the basis as a
 constant, so that its forces are not the gradient of its energies.
@@ -127,7 +127,7 @@ def structures() -> list[Atoms]:
 
 
 def grid() -> Iterator[Setting]:
-    """Settings such that each possible pair of values occurs, found greedily; the first has the usual values."""
+    """Yield settings, chosen greedily, until each possible pair of values has occurred; the usual ones come first."""
     names, rng = list(SETTINGS), random.Random(SEED)
     pairs = {
         ((one, x), (other, y))
@@ -149,12 +149,12 @@ def grid() -> Iterator[Setting]:
 
 
 def covered(setting: Setting) -> set[tuple[Any, Any]]:
-    """Pairs of values in settings."""
+    """Pairs of values that a combination of settings contains."""
     return set(itertools.combinations(setting.items(), 2))
 
 
 def possible(setting: Setting) -> bool:
-    """Whether a network makes sense: some settings need a second interaction, or vectors, or distances below one."""
+    """Whether settings are compatible: some need a second interaction, vectors, or transformed distances below one."""
     one, usual = setting.get("num_interactions") == 1, SETTINGS["interaction_cls"][0]
     needs_more = setting.get("use_last_readout_only") or setting.get("edge_irreps")
     needs_more = needs_more or setting.get("interaction_cls", usual) != usual
@@ -205,7 +205,7 @@ def build(setting: Setting) -> torch.nn.Module:
 
 
 def train(model: torch.nn.Module, head: str) -> None:
-    """Fit energies with noise by some steps of Adam."""
+    """Fit the network to its own energies with noise, by some steps of Adam."""
     calculator = MACECalculator(models=[model], device="cpu", default_dtype="float64", head=head)
     batches = [calculator._atoms_to_batch(atoms).to_dict() for atoms in structures()]
     noise = np.random.default_rng(SEED).normal(0, 0.05, len(batches))

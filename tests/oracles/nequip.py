@@ -3,8 +3,8 @@
 Everything is computed in float64. One network is also trained for two epochs, saved as a checkpoint and packaged; of
 the package, only the members that hold no source code are kept.
 
-Some models are also kept as the TorchScript archives that `nequip-compile` writes: that command refuses to with PyTorch
-2.10 and later, but its function `save_torchscript_model` still works.
+Some models are also kept as the TorchScript archives that `nequip-compile` writes. The command itself refuses to write
+them with PyTorch 2.10 and later, but its function `save_torchscript_model` still works.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .structures import SYMBOLS
 
 FOLDER = Path(__file__).parent / "nequip"
 CUTOFF = 4.0
-# The order of the types differs from that of the atomic numbers.
+# The types are not in the order of the atomic numbers.
 TYPES = ["Cu", "H", "Si", "O", "C"]
 ZBL = {"_target_": "nequip.nn.pair_potential.ZBL", "chemical_species": TYPES, "units": "metal"}
 CHOICES: dict[str, list[dict[str, Any]]] = {
@@ -126,7 +126,7 @@ def settings_of(row: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def built(config: dict[str, Any]) -> torch.nn.Module:
-    """A model with weights of few digits, which compress well."""
+    """Build a model, with random weights of few digits, which compress well."""
     given = copy.deepcopy(config)
     model: torch.nn.Module = get_method(given.pop("_target_"))(**given).eval()
     with torch.no_grad():
@@ -248,7 +248,7 @@ def train(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def keep_trained(out: Path, folder: Path) -> None:
-    """Keep of a trained network what an import reads, and its results."""
+    """Keep the parts of a trained network that an import reads, and write its results."""
     content = torch.load(out / "last.ckpt", weights_only=True)
     torch.save({key: content[key] for key in ("hyper_parameters", "state_dict")}, folder / "trained.ckpt")
     with (

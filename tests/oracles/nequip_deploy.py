@@ -25,7 +25,7 @@ from .structures import Case
 
 FOLDER = Path(__file__).parent / "nequip_deploy"
 CUTOFF = 4.0
-# The order of the types differs from that of the atomic numbers.
+# The types are not in the order of the atomic numbers.
 TYPES = ["Cu", "H", "Si", "O", "C"]
 COMMON = {
     "default_dtype": "float64",
@@ -64,7 +64,7 @@ NETWORKS: list[dict[str, Any]] = [
 
 
 def graph_of(case: Case) -> dict[str, torch.Tensor]:
-    """Input of this version for one structure, which has no axis for several structures."""
+    """Input of this version of NequIP for one structure, without a batch axis."""
     given = graph(case, TYPES, CUTOFF)
     return {
         **{name: given[name] for name in ("pos", "edge_index", "edge_cell_shift")},
@@ -74,7 +74,7 @@ def graph_of(case: Case) -> dict[str, torch.Tensor]:
 
 
 def built(config: dict[str, Any]) -> torch.nn.Module:
-    """A model with weights of few digits, which compress well."""
+    """Build a model, with random weights of few digits, which compress well."""
     model = model_from_config(Config.from_dict(config), initialize=True).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -101,7 +101,7 @@ def main() -> None:
     for number, network in enumerate(NETWORKS):
         torch.manual_seed(number)
         config = {**default_config, "device": "cpu", **COMMON, **network}
-        # Tuples, which YAML would turn into lists.
+        # This setting holds tuples, which YAML would convert to lists.
         del config["_jit_fusion_strategy"]
         model = built(config)
         results = evaluated(model, graph_of)

@@ -1,4 +1,4 @@
-"""Inputs and results of NequIP, whose versions from 0.6 on give them the same names."""
+"""Inputs and results of NequIP, whose names are the same in all versions from 0.6 on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def evaluated(model: torch.nn.Module, graph_of: Callable[[Case], dict[str, Tenso
 
     Args:
         model: The model.
-        graph_of: Its input for a structure.
+        graph_of: Function that returns the input of the model for a structure.
     """
     energies, forces, stresses = [], [], []
     for case in structures():

@@ -1,6 +1,6 @@
 """Results of the oldest NequIP whose checkpoints are read: ``python -m tests.oracles.nequip_old``, with nequip 0.7.1.
 
-As for the newest version (`tests.oracles.nequip`), but only a network with and one without parity, as checkpoints.
+As for the newest version (`tests.oracles.nequip`), but only for two checkpoints: a network with and one without parity.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .nequip_graphs import evaluated, graph
 
 FOLDER = Path(__file__).parent / "nequip_old"
 CUTOFF = 4.0
-# The order of the types differs from that of the atomic numbers.
+# The types are not in the order of the atomic numbers.
 TYPES = ["Cu", "H", "Si", "O", "C"]
 COMMON: dict[str, Any] = {
     "seed": 5,

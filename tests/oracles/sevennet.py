@@ -1,7 +1,7 @@
 """Results of SevenNet: ``python -m tests.oracles.sevennet``, in an environment with the package sevenn 0.13.
 
-Everything is computed in float64. SevenNet itself is always float32: its one-hot vectors are cast to that, which this
-script prevents.
+Everything is computed in float64. SevenNet itself always computes in float32, because it casts its one-hot vectors to
+float32; this script replaces them.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def settings_of(row: dict[str, dict[str, Any]], rng: np.random.Generator) -> dic
         sizes = (*(modal if config.get(key) else ()), *shape)
         config[name] = (mean + rng.uniform(-0.5, 0.5, sizes)).tolist()
         config.setdefault(key, False)
-    # Harmonics of degree l grow as r^l unless they are those of unit vectors.
+    # Harmonics of degree l grow as r^l unless they are evaluated for unit vectors.
     growth = 1 if config["_normalize_sph"] else 4.0 ** max(config["lmax"], config["lmax_edge"])
     return config | {
         "cutoff": CUTOFF,
@@ -154,7 +154,7 @@ def evaluated(model: torch.nn.Module, modality: int | None) -> dict[str, NDArray
 
 
 def moderate(model: torch.nn.Module, modality: int | None) -> None:
-    """Reduce the scale to that of real materials, whose energies, forces and stresses float32 resolves well enough."""
+    """Reduce the scale until energies, forces and stresses are as in real materials, which float32 resolves well."""
     rescale = model.get_submodule("rescale_atomic_energy")
     shift = rescale.shift.detach().clone()
     with torch.no_grad():

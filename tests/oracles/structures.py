@@ -1,4 +1,4 @@
-"""Structures for which the oracles hold results: crystals, slabs, molecules, isolated atoms."""
+"""Structures for which the oracles hold results: crystals, a slab, a chain, molecules and an isolated atom."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Case:
     """One structure.
 
     Attributes:
-        name: What it is.
+        name: Description of the structure.
         numbers: int64[n], atomic numbers.
         positions: float64[n, 3], angstrom.
         cell: float64[3, 3], lattice vectors as rows, angstrom; zero for a molecule.
-        pbc: Directions in which it is periodic.
+        pbc: Whether the structure is periodic along each lattice vector.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Case:
 
 
 def structures() -> list[Case]:
-    """All structures; positions of crystals are rattled by 0.05 angstrom."""
+    """All structures; the atoms of crystals are displaced at random, with a standard deviation of 0.05 angstrom."""
     h, c, o, si, cu = NUMBERS
     fcc = np.array([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
     skew = np.array([[3.1, 0.2, 0.0], [1.9, 2.6, 0.1], [-1.2, 0.9, 3.3]])

@@ -83,7 +83,7 @@ def test_names_of_the_catalogue() -> None:
         ("7net-mf-0/PEB", None, "did you mean 'PBE'"),
         ("7net-mf-0/PBE", "R2SCAN", "`--modality` gives R2SCAN"),
         ("none.ckpt", None, "none.ckpt: no such file"),
-        ("none.onnx", "PBE", "remove `--modality`"),
+        ("none.onnx", "PBE", "leave out `modality`"),
     ],
 )
 def test_wrong_names_are_told(name: str, modality: str | None, told: str) -> None:
@@ -150,7 +150,7 @@ def test_the_bundled_file_is_used_after_its_hash_is_checked(
     assert model_file("7net-0@7052cb42") == path
     shutil.rmtree(path.parent)
     bundled(tmp_path, digest="0" * 64)
-    with pytest.raises(ModelFileError, match="damaged: its SHA-256 does not match; pip install --force-reinstall"):
+    with pytest.raises(ModelFileError, match="damaged: its SHA-256 does not match; reinstall equiscreen-models"):
         model_file("7net-0")
 
 
