@@ -142,6 +142,7 @@ def entries_of(compounds: list[Structure], path: Path, *, bare: int = 0) -> Path
     return path
 
 
+@pytest.mark.slow
 def test_references_relaxed_with_the_model_give_a_second_hull(
     exported: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,7 +90,7 @@ def larger() -> OnnxPotential:
 
 @pytest.fixture(
     params=[
-        *(pytest.param(kind, marks=[pytest.mark.slow] if kind == "nequix" else []) for kind in SHORT),
+        *(pytest.param(kind, marks=[] if kind == "nequip" else pytest.mark.slow) for kind in SHORT),
         *(pytest.param(kind, marks=pytest.mark.slow) for kind in WHOLE),
     ],
     scope="session",

@@ -37,6 +37,7 @@ def test_alloys_are_metals_at_sensible_distances() -> None:
         assert np.isfinite(atoms.get_potential_energy())
 
 
+@pytest.mark.slow
 def test_alloys_depend_on_their_number_alone(tmp_path: Path) -> None:
     write_alloys(AlloyTask(tmp_path / "all.extxyz", 0, 4, 1, teach=True))
     write_alloys(AlloyTask(tmp_path / "tail.extxyz", 2, 2, 1, teach=True))

@@ -100,6 +100,7 @@ def test_kept_and_audited_are_what_the_models_say(done: Path, graphs: GraphStore
     assert "(Clopper-Pearson; " in summary(found, done)
 
 
+@pytest.mark.slow
 def test_an_audit_of_everything_gives_the_recall_itself(run: Run, truth: Any, tmp_path: Path) -> None:
     strict = CascadeSettings(keep_below=-1.0, target=-1.0, audit=SIZE, relax=False)
     recall = run(tmp_path / "c", strict).attrs["cascade"]["recall"]
@@ -123,6 +124,7 @@ def test_steps_that_are_there_are_not_made_again(run: Run, done: Path, tmp_path:
     assert run(tmp_path / "c").equals(again)
 
 
+@pytest.mark.slow
 def test_overwriting_replaces_a_cascade_and_nothing_else(run: Run, done: Path, tmp_path: Path) -> None:
     place = tmp_path / "c"
     shutil.copytree(done, place)

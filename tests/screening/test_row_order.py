@@ -53,10 +53,10 @@ def structures_of(scores: Path, rows: np.ndarray[Any, Any]) -> list[bytes]:
     "words",
     [
         {"top": 7},
-        {"top": 7, "by": "-max_force"},
+        pytest.param({"top": 7, "by": "-max_force"}, marks=pytest.mark.slow),
         {"top": 5, "per_system": 2},
-        {"top": 9, "where": "n_atoms > 1"},
-        {},
+        pytest.param({"top": 9, "where": "n_atoms > 1"}, marks=pytest.mark.slow),
+        pytest.param({}, marks=pytest.mark.slow),
         {"pareto": ["energy_above_hull,energy_above_hull_std"], "top": 7},
     ],
     ids=str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ase
@@ -191,11 +191,20 @@ def test_what_comes_does_not_depend_on_how_far_ahead_it_is_built(
     assert all(equal(a, b) for a, b in zip(once, batches_of(stores, ahead=ahead), strict=True))
 
 
-def reading_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("equiscreen-reading")]
+@pytest.fixture
+def reading_threads() -> Callable[[], list[threading.Thread]]:
+    """Function that returns the living threads which read for batches and which this test has started."""
+    earlier = set(threading.enumerate())  # an exception of an earlier test may still hold its batches
+    return lambda: [
+        thread
+        for thread in threading.enumerate()
+        if thread not in earlier and thread.name.startswith("equiscreen-reading")
+    ]
 
 
-def test_a_caller_that_stops_early_leaves_no_thread(stores: tuple[GraphStore, GraphStore]) -> None:
+def test_a_caller_that_stops_early_leaves_no_thread(
+    stores: tuple[GraphStore, GraphStore], reading_threads: Callable[[], list[threading.Thread]]
+) -> None:
     batches = iter(batches_of(stores, 2))
     next(batches)
     assert reading_threads()
@@ -204,7 +213,9 @@ def test_a_caller_that_stops_early_leaves_no_thread(stores: tuple[GraphStore, Gr
 
 
 @pytest.mark.parametrize("ahead", [0, 4])
-def test_an_error_while_batches_are_built_is_raised_where_they_are_used(tmp_path: Path, ahead: int) -> None:
+def test_an_error_while_batches_are_built_is_raised_where_they_are_used(
+    tmp_path: Path, ahead: int, reading_threads: Callable[[], list[threading.Thread]]
+) -> None:
     store = store_of(tmp_path / "g.zarr", labelled_images(8, 5))
     batches = batches_of([store], 2, ahead=ahead)
     for shard in (tmp_path / "g.zarr" / "frac_coord" / "c").rglob("*"):

@@ -166,6 +166,7 @@ def test_a_run_killed_while_it_cleans_up_uploads_nothing_again(tmp_path: Path, m
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_two_urls_that_end_alike_do_not_meet(
     bucket: s3fs.S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

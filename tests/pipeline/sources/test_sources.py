@@ -362,6 +362,7 @@ def write_back(kind: str, path: Path, images: Sequence[ase.Atoms]) -> Path:
     return path / "s.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["db", "extxyz", "pymatgen"])
 @settings(max_examples=3, deadline=None)
 @given(drawn=st.lists(random_structures(), min_size=8, max_size=20))

@@ -231,7 +231,7 @@ def test_another_volume_or_element_makes_another_crystal(seed: int) -> None:
 
 def test_changed_prototypes_and_materials_are_others(data: Path) -> None:
     rng = np.random.default_rng(2)
-    for crystal in (*prototypes(), *materials(data, 15)):
+    for crystal in (*prototypes(), *materials(data, 5)):
         if len(primitive(crystal)) > 1:
             step = np.zeros((len(crystal), 3))
             step[0] = 0.02 * random_rotation(rng)[0]

@@ -57,6 +57,7 @@ def evaluation_that_dies_of_gold() -> WorkerPlugin:
     return PoisonedRuntime()
 
 
+@pytest.mark.slow
 def test_a_structure_that_kills_its_worker_costs_only_itself(exported: Callable[[str], Path], tmp_path: Path) -> None:
     source = write_extxyz(tmp_path / "c.extxyz", 3, seed=312, elements=(13, 29))
     lines = source.read_text().splitlines(keepends=True)

@@ -148,6 +148,7 @@ def test_a_run_that_is_killed_is_taken_up(
     assert hashes[0] == hashes[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_between_its_two_outputs(graphs: Path, relaxed: Path, sevennet_model: Path) -> None:
     """The graph store exists but the scores do not: the same run writes both, and the graph store equals the first."""
     out = relaxed.with_name("t.zarr")

@@ -42,6 +42,7 @@ def content(scores: xr.Dataset) -> xr.Dataset:
     return scores.load().assign_attrs(timing=None, graph_store=None, seal=None)
 
 
+@pytest.mark.slow
 def test_scores_of_a_bucket_in_a_bucket(
     bucket: s3fs.S3FileSystem,
     screened: Path,
