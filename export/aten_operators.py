@@ -276,7 +276,6 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.gt.Scalar: _elementwise("Greater"),
     aten.abs.default: _elementwise("Abs"),
     aten.sgn.default: _elementwise("Sign"),
-    aten.tanh.default: _elementwise("Tanh"),
     aten.rsub.Scalar: _reversed_subtraction,
     aten.silu.default: _silu,
     aten.sigmoid_backward.default: _sigmoid_gradient,

@@ -35,6 +35,17 @@ ONE = sympy.Integer(1)
 Shape = tuple[sympy.Expr, ...]
 
 
+def onnx_type(dtype: torch.dtype) -> int:
+    """Return the code of a dtype in ONNX.
+
+    Raises:
+        ExportError: The dtype has no translation to ONNX.
+    """
+    if dtype not in ONNX_TYPES:
+        raise ExportError(f"{dtype} has no translation to ONNX; use float32, float64, int64 or bool")
+    return ONNX_TYPES[dtype]
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """A tensor of the ONNX graph.
@@ -84,9 +95,13 @@ class Graph:
         return value
 
     def described(self, value: Value) -> onnx.ValueInfoProto:
-        """Return the name, type and shape of a value, with the names of its axes of variable size."""
+        """Return the name, type and shape of a value, with the names of its axes of variable size.
+
+        Raises:
+            ExportError: The dtype has no translation to ONNX.
+        """
         sizes = [int(size) if size.is_Integer else self.axes.get(size) for size in value.shape]
-        return helper.make_tensor_value_info(value.name, ONNX_TYPES[value.dtype], sizes)
+        return helper.make_tensor_value_info(value.name, onnx_type(value.dtype), sizes)
 
     def constant(self, tensor: Tensor) -> Value:
         """Add a constant; equal constants are stored once.
@@ -94,10 +109,7 @@ class Graph:
         Raises:
             ExportError: The dtype has no translation to ONNX.
         """
-        if tensor.dtype not in ONNX_TYPES:
-            raise ExportError(
-                f"a constant of type {tensor.dtype} has no translation to ONNX; use float32, float64, int64 or bool"
-            )
+        onnx_type(tensor.dtype)
         array = tensor.detach().cpu().contiguous().numpy()
         key = ("constant", array.dtype.str, array.shape, array.tobytes())
         if key not in self.known:
@@ -170,12 +182,16 @@ class Graph:
         return self.emit("Expand", [value, self.sizes(shape)], shape, value.dtype)
 
     def cast(self, value: Value, dtype: torch.dtype) -> Value:
-        """Convert a value to another dtype."""
+        """Convert a value to another dtype.
+
+        Raises:
+            ExportError: The dtype has no translation to ONNX.
+        """
         if value.dtype == dtype:
             return value
         if value.constant is not None:
             return self.constant(value.constant.to(dtype))
-        return self.emit("Cast", [value], value.shape, dtype, to=ONNX_TYPES[dtype])
+        return self.emit("Cast", [value], value.shape, dtype, to=onnx_type(dtype))
 
     def reshape(self, value: Value, shape: Shape) -> Value:
         """Reshape a value; only the last of several consecutive reshapes is kept."""

@@ -352,30 +352,33 @@ def _unchecked(count: int, joined: int, key: str) -> str:
 def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.int64]]:
     """Return the column in which ids were found, and the row of each id, or -1 if it was not found: int64[n].
 
-    Ids are looked up in structure_id, or in file_name if more of them are found there.
+    Ids are looked up in structure_id, or in file_name if more of them belong to exactly one structure there.
 
     Raises:
         SourceError: Several rows have the same id.
         StoreError: The scores have no ids.
     """
-    best: tuple[str, NDArray[np.int64]] | None = None
+    wanted = pa.array(list(ids), type=pa.large_string())
+    best: tuple[str, NDArray[np.int64], NDArray[np.bool_]] | None = None
+    most = -1
     for name in ("structure_id", "file_name"):
         if name not in rows.specs:
             continue
         own = _ids(rows, name)
-        wanted = pa.array(list(ids), type=pa.large_string())
         found = pc.fill_null(pc.index_in(wanted, value_set=own), -1).to_numpy().astype(np.int64)
-        if best is None or (found >= 0).sum() > (best[1] >= 0).sum():
-            repeated = pc.is_in(wanted, value_set=_repeated(own)).to_numpy(zero_copy_only=False)
-            if repeated.any():
-                raise SourceError(
-                    f"{rows.path}: {ids[int(np.argmax(repeated))]!r} is the {name} of several structures; use the "
-                    "unique file names of a selection as ids"
-                )
-            best = (name, found)
+        repeated = pc.is_in(wanted, value_set=_repeated(own)).to_numpy(zero_copy_only=False)
+        certain = int(((found >= 0) & ~repeated).sum())
+        if certain > most:
+            best, most = (name, found, repeated), certain
     if best is None:
         raise StoreError(f"{rows.path} has no structure_id; repeat the screen")
-    return best
+    name, found, repeated = best
+    if repeated.any():
+        raise SourceError(
+            f"{rows.path}: {ids[int(np.argmax(repeated))]!r} is the {name} of several structures; use the unique file "
+            "names of a selection as ids"
+        )
+    return name, found
 
 
 def _read_energies(

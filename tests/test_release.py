@@ -38,7 +38,7 @@ def test_the_source_distribution_holds_what_the_repository_holds(dist: Path) -> 
 def test_the_wheel_holds_the_packages_and_their_data_and_no_tests(dist: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("equiscreen/")}
-    parts = ("campaigns", "cli", "conformance", "demo", "export", "model", "pipeline", "screening")
+    parts = ("campaigns", "cli", "conformance", "demo", "export", "model", "pipeline", "publishing", "screening")
     wanted = [name for name in tracked_files() if name.startswith(parts)]
     assert [name for name in wanted if f"equiscreen/{name}" not in held] == []
     assert not [name for name in held if name.split("/")[1] in {"tests", "docs", "tools", "notebooks", "examples"}]

@@ -31,8 +31,8 @@ def load_prototypes(sources: Sequence[str | Path] = ()) -> list[tuple[str, Struc
     if not sources:
         return _aflow_prototypes()
     found: list[tuple[str, Structure]] = []
-    for path in map(Path, sources):
-        if path.is_file():
+    for path in sources:
+        if Path(path).is_file():
             raise SourceError(
                 f"{path}: prototypes are read from graph stores; make one with "
                 f"`equiscreen featurize {path} --out PROTOTYPES.zarr`"

@@ -312,19 +312,18 @@ def _structure_fields(record: Mapping[str, Any]) -> list[str]:
 def _text_format(value: str | bytes) -> Format | None:
     """Return the format of a text that holds one structure; None if it holds none."""
     head = value[:4096]
-    found = detect(
-        head.encode(errors="replace") if isinstance(head, str) else head
-    )  # JSON may contain a lone surrogate
+    # JSON may contain a lone surrogate.
+    found = detect(head.encode(errors="replace") if isinstance(head, str) else head)
     if found is Format.JSON:
-        return found if '"sites"' in str(value) else None
+        return found if any(f'"{key}"' in str(value) for key in ("sites", "cartesian_site_positions")) else None
     return found if found in (Format.CIF, Format.POSCAR) else None
 
 
 def structure_from_value(value: Any) -> Structure:
     """Read a structure from the value of a field.
 
-    The value is CIF or POSCAR text, a pymatgen structure as a dictionary or JSON text, or an OPTIMADE structure as a
-    dictionary.
+    The value is CIF or POSCAR text, a pymatgen structure or an OPTIMADE structure, both as a dictionary or
+    JSON text.
 
     Raises:
         InvalidStructureError: The value is none of these, or cannot be read.

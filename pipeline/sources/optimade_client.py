@@ -239,7 +239,9 @@ def _download(
                 break  # without saving the state, which always names a page that is still to be fetched
             write_text_atomically(_state_path(file), json.dumps(asdict(state)))
     except _PageError as error:
-        message = f"{error}; run the same command again to resume" if error.transient else str(error)
+        message = str(error)
+        if error.transient:
+            message += "; run the same command again" + (" to resume" if state.structures else "")
         if state.structures:
             message += f" ({state.structures:,} structures are kept in {_partial(file)})"
         else:

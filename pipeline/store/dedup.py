@@ -8,5 +8,5 @@ from enum import StrEnum
 class Dedup(StrEnum):
     """Which structures count as duplicates."""
 
-    EXACT = "exact"  # equal cell, coordinates and site order
+    EXACT = "exact"  # equal cell, periodicity, elements and coordinates, in the same site order
     CRYSTAL = "crystal"  # the same crystal, in any cell, origin, site order and orientation

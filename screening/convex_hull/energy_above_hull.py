@@ -164,9 +164,8 @@ def read_energies(
         usable += int(np.isfinite(chunk.energy).sum())
         bar.advance(chunk.stop - chunk.start)
     if not usable:
-        raise StoreError(
-            f"{scores.path}: none of the {size:,} structures has a usable energy; score them with another model"
-        )
+        cure = "check its labels and their run types" if scores.labelled else "score them with another model"
+        raise StoreError(f"{scores.path}: none of the {size:,} structures has a usable energy; {cure}")
     return CandidateEnergies(scores, compositions, composition, energy, correction, competes)
 
 

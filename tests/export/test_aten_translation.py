@@ -132,6 +132,8 @@ def test_slices_that_make_up_the_whole_are_one_split() -> None:
 def test_an_unknown_operation_is_named() -> None:
     with pytest.raises(ExportError, match=r"aten\.atan2\.default has no translation"):
         translated(lambda x, y, i: torch.atan2(x, x))
+    with pytest.raises(ExportError, match=r"^torch\.int32 has no translation to ONNX; use float32, "):
+        translated(lambda x, y, i: i.to(torch.int32) * 2)
 
 
 def test_numbers_keep_their_precision() -> None:

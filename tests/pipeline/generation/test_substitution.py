@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 import ase.io
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -292,6 +293,8 @@ def test_a_graph_store_gives_prototypes(tmp_path: Path) -> None:
     found = load_prototypes([tmp_path / "g.zarr"])
     assert [name for name, _ in found] == GraphStore(tmp_path / "g.zarr").column("structure_id").tolist()
     assert [formula(structure) for _, structure in found] == ["NaCl", "ZnS", "Cu"]
+    fsspec.filesystem("memory").put(str(tmp_path / "g.zarr"), "/prototypes.zarr", recursive=True)
+    assert [name for name, _ in load_prototypes(["memory://prototypes.zarr"])] == [name for name, _ in found]
     report = generate([tmp_path / "g.zarr"], tmp_path / "c.parquet", 100)
     assert (report.read, report.usable, report.written) == (3, 2, 100)
     for words in ("100 candidates", "2 of 3 prototypes", "candidates/s"):

@@ -449,3 +449,8 @@ def test_a_response_of_an_optimade_server(tmp_path: Path) -> None:
     assert run(tmp_path / "s.json", tmp_path / "g.zarr").stored == 6
     assert_same(structures(tmp_path / "g.zarr"), STRUCTURES)
     assert ids(tmp_path / "g.zarr") == [f"o-{i}" for i in range(6)]
+    pd.DataFrame({"name": [row["id"] for row in data], "optimade": [json.dumps(row) for row in data]}).to_csv(
+        tmp_path / "s.csv"
+    )
+    assert run(tmp_path / "s.csv", tmp_path / "h.zarr", id_field="name").stored == 6
+    assert_same(structures(tmp_path / "h.zarr"), STRUCTURES)
