@@ -29,8 +29,8 @@ def demo(
     Act one, `published`, relaxes and ranks 75 intermetallics from the Materials Project with `equiscreen rank` and the
     published weights 7net-0, and compares their formation energies with those from DFT.
 
-    Act two, `train`, labels alloys of seven metals with ASE's EMT, a cheap classical potential, trains a network on
-    some of them, exports it, and ranks several thousand others. EMT then checks the ranking.
+    Act two, `train`, labels alloys of seven metals with EMT (a cheap classical potential in ASE), trains a network on
+    some of them, exports the network, and ranks the others with it (5,000 by default). EMT then checks the ranking.
 
     The demo needs `pip install 'equiscreen[demo]'`. The weights are part of the packages sevenn and equiscreen-models;
     if neither is installed and the cache does not hold the model, act one is skipped, act two still runs, and the exit

@@ -76,9 +76,9 @@ References = Annotated[
 Scheme = Annotated[
     str | None,
     typer.Option(
-        help="Energy scheme (DFT settings and energy corrections) to assume where none is stated, as in table "
-        "rows without `scheme` and entries without a run type: mp-uncorrected, mp2020-corrected, omat24, matpes-pbe, "
-        "r2scan, or own (any other scheme, such as your own DFT settings)."
+        help="Energy scheme (DFT settings and energy corrections) to assume where none is stated, for example for "
+        "table rows without `scheme` and entries without a run type. Choose mp-uncorrected, mp2020-corrected, omat24, "
+        "matpes-pbe, r2scan, or own (any other scheme, such as your own DFT settings)."
     ),
 ]
 Within = Annotated[

@@ -124,8 +124,9 @@ def select(
         str | None,
         typer.Option(
             help="Column to rank by, lowest first; -COLUMN ranks highest first.",
-            show_default="the column that `rank` used if it wrote FOLDER, else energy_above_hull, else "
-            "formation_energy_per_atom, else energy_per_atom if all compositions are equal",
+            show_default="the column that `rank` used, if `rank` wrote FOLDER; else energy_above_hull, "
+            "energy_above_joint_hull or formation_energy_per_atom, the first that exists (of unrelaxed "
+            "structures they end in _unrelaxed); else energy_per_atom, if all structures have the same composition",
         ),
     ] = None,
     allowed_elements: Annotated[

@@ -117,7 +117,7 @@ def relax(
     fmax: Annotated[float, typer.Option(help="Convergence threshold: largest force on an atom, eV/angstrom.")] = 0.02,
     smax: Annotated[
         float,
-        typer.Option(help="Convergence threshold: largest component of the stress plus the external pressure, GPa."),
+        typer.Option(help="Convergence threshold: largest component of the sum of stress and external pressure, GPa."),
     ] = 0.05,
     max_steps: Annotated[
         int, typer.Option(min=1, help="Maximum number of evaluations per structure; --rattle allows as many again.")

@@ -19,6 +19,8 @@ LIMITS = {"energy": 1e-5, "forces": 1e-4, "stress": 1e-5}
 UNITS = {"energy": "eV/atom", "forces": "eV/angstrom", "stress": "eV/angstrom^3"}
 # The limits hold for training data whose forces have this root mean square, eV/angstrom, and grow with larger forces.
 _USUAL_FORCE = 2.0
+# They also grow with larger stresses than this (eV/angstrom^3): float32 resolves about 1e-6 of a value.
+_LARGE_STRESS = 5.0
 # One entry per block: number of structures to choose, number to choose from, seed, and largest number of atoms. The
 # sizes of the blocks differ from the traced ones.
 _SIZES = ((1, 8, 11, 4), (3, 8, 12, 27), (24, 40, 13, 12))
@@ -36,7 +38,7 @@ class Probes:
             a molecule if their forces do not exceed `TAME`.
         force: Largest force on an atom (eV/angstrom); 0 without forces.
         scale: Factor of `LIMITS`: above 1 if the forces of the training data are unusually large, or if forces on the
-            structures exceed `TAME`.
+            structures exceed `TAME`, or if their stresses are unusually large.
     """
 
     structures: list[Structure]
@@ -60,11 +62,13 @@ class Probes:
             if largest <= TAME:  # larger forces are unlike any training data
                 others, force = [*chosen, *others], max(force, largest)
         structures: list[Structure] = []
-        blocks = []
+        blocks, stress = [], 0.0
         for count, pool, seed, max_atoms in _SIZES:
             structures, largest = tame(potential, source.structures(pool, seed, max_atoms), count)
             force = max(force, largest)
             blocks.append(GraphBlock.from_structures([*structures, *others], network.cutoff))
+            stresses = np.abs(potential.evaluate(blocks[-1]).stress)
+            stress = max(stress, float(np.max(stresses, initial=0.0, where=np.isfinite(stresses))))
             if not blocks[-1].n_edges[:count].any():
                 raise ExportError(
                     f"the test structures have no neighbours within {network.cutoff} angstrom, so nothing would be "
@@ -72,5 +76,6 @@ class Probes:
                 )
         if not np.isfinite(force):
             raise ExportError("the network predicts forces that are not finite; check its training")
-        scale = max(1.0, max(network.statistics.energy_scales) / _USUAL_FORCE, force / TAME)
+        usual = max(network.statistics.energy_scales) / _USUAL_FORCE
+        scale = max(1.0, usual, force / TAME, stress / _LARGE_STRESS)
         return cls(structures, blocks, force, scale)

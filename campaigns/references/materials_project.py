@@ -71,4 +71,7 @@ def _asked(systems: list[str], thermo_type: str, key: str) -> list[dict[str, Any
     except Exception as error:  # noqa: BLE001 - errors of the client and of its HTTP library
         reason = " ".join(str(error).replace(key, HIDDEN).split())[:200] or type(error).__name__
     # Raised without its cause, whose text may contain the key.
-    raise SourceError(f"mp: the Materials Project did not answer ({reason}); run the same command again to resume")
+    raise SourceError(
+        f"mp: the request to the Materials Project failed ({reason}); check {KEY} and the connection, then run the "
+        "same command again to resume"
+    )

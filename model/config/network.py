@@ -208,7 +208,7 @@ class NequipConfig(Architecture):
                 )
             kinds = [str(ir) for _, ir in irreps]
             if len(set(kinds)) != len(kinds) or "0e" not in kinds:
-                raise ValueError(f"hidden_irreps {text} must contain 0e, and each irrep only once")
+                raise ValueError(f"hidden_irreps {text} must contain 0e, and no irrep may appear twice")
             layers.append([ir for _, ir in irreps])
         if kinds != ["0e"]:
             raise ValueError("hidden_irreps: the last interaction must produce scalars only")
@@ -421,7 +421,7 @@ def _checked_kinds(text: str, irreps: Sequence[tuple[int, Any]]) -> list[str]:
     """Check irreps of a MACE network, and return them without their multiplicities."""
     kinds = [str(ir) for _, ir in irreps]
     if len(set(kinds)) != len(kinds) or "0e" not in kinds:
-        raise ValueError(f"irreps {text} must contain 0e, and each irrep only once")
+        raise ValueError(f"irreps {text} must contain 0e, and no irrep may appear twice")
     if "0o" in kinds:
         raise ValueError(f"irreps {text}: pseudoscalars (0o) are not supported; remove them")
     if any(ir.l > MAX_PRODUCT_DEGREE for _, ir in irreps) or any(mul > MAX_WIDTH for mul, _ in irreps):

@@ -94,12 +94,13 @@ class NequipNetwork(Network):
         slots = Slots(table)
         flat = table.vectors.reshape(-1, 3)
         distance = torch.sqrt((flat * flat).sum(-1, keepdim=True))
-        basis = self.basis(slots.to_pairs(distance) / 2)
+        apart = slots.to_pairs(distance) / 2
+        basis, inside = self.basis(apart), apart < self.cutoff
         harmonics = self.harmonics(flat / distance if self.config.unit_vectors else flat)
         couplings = self.couplings(harmonics, table.neighbors.shape[1])
         features, out = {SCALAR: self.sent[species].unsqueeze(1)}, []
         for interaction in self.interactions:
-            features = interaction(features, species, basis, couplings, slots)
+            features = interaction(features, species, basis, inside, couplings, slots)
             out.append(features)
         if self.repulsion is not None:
             repulsion = self.repulsion(distance, distance / self.cutoff, species, table.neighbors)
@@ -247,6 +248,7 @@ class Convolution(nn.Module):
             self.channels_out[path.out] = self.channels_out.get(path.out, 0) + channels[path.left]
         self.widths = [channels[path.left] for path in self.paths]
         self.activation = ACTIVATIONS[activation]
+        # Radial functions that do not vanish beyond the cutoff, although the basis does, must be set to zero there.
         self.masked = bool(self.activation(torch.zeros(1)) != 0)
         sizes = [n_basis, *radial_hidden, sum(self.widths)]
         self.radial = nn.ParameterList(torch.randn(a, b) / math.sqrt(a) for a, b in itertools.pairwise(sizes))
@@ -258,6 +260,7 @@ class Convolution(nn.Module):
         couplings: Mapping[Path, Tensor],
         slots: Slots,
         envelope: Tensor | None = None,
+        inside: Tensor | None = None,
     ) -> Features:
         """Sum over the neighbour slots of each atom.
 
@@ -267,6 +270,7 @@ class Convolution(nn.Module):
             couplings: Coupling matrices of each path; see `Couplings`.
             slots: Maps from atoms and pairs to slots.
             envelope: float[P, 1], factor of all radial functions; None if the basis includes the envelope.
+            inside: bool[P, 1], whether pairs are within the cutoff; needed if the activation is not zero at zero.
 
         Returns:
             Sums by irrep, float[N, 2 l + 1, channels]; channels of different paths are side by side.
@@ -274,10 +278,7 @@ class Convolution(nn.Module):
         hidden = basis
         for weight in self.radial[:-1]:
             hidden = self.activation(hidden @ weight)
-        if self.masked:
-            # The activation is not zero at zero, so radial functions do not vanish beyond the cutoff although the basis
-            # does; padding slots must not contribute.
-            inside = (basis * basis).detach().sum(1, keepdim=True) > 0
+        if self.masked and inside is not None:
             hidden = torch.where(inside, hidden, torch.zeros_like(hidden))
         if envelope is not None:
             hidden = hidden * envelope
@@ -350,6 +351,7 @@ class NequipInteraction(nn.Module):
         features: Features,
         species: Tensor,
         basis: Tensor,
+        inside: Tensor,
         couplings: Mapping[Path, Tensor],
         slots: Slots,
     ) -> Features:
@@ -359,6 +361,7 @@ class NequipInteraction(nn.Module):
             features: Features of all atoms: by irrep, float[N, 2 l + 1, channels].
             species: int64[N], index of each atom's element.
             basis: As in `Convolution.forward`.
+            inside: As in `Convolution.forward`.
             couplings: As in `Convolution.forward`.
             slots: As in `Convolution.forward`.
         """
@@ -366,7 +369,7 @@ class NequipInteraction(nn.Module):
         if self.send_scale is not None:
             scale = self.send_scale[species].view(-1, 1, 1)
             sent = {irrep: x * scale for irrep, x in sent.items()}
-        out = _apply_linear(self.convolution(sent, basis, couplings, slots), self.mix, self.mix_bias)
+        out = _apply_linear(self.convolution(sent, basis, couplings, slots, inside=inside), self.mix, self.mix_bias)
         own = self._own(features, species)
         out = {irrep: x + own[irrep] if irrep in own else x for irrep, x in out.items()}
         gated = self._gate(out if self.norm is None else self._normalised(out, self.norm))

@@ -136,7 +136,7 @@ def _version(settings: Mapping[str, Any], path: str | Path) -> tuple[int, ...]:
 
 
 def _check(settings: Mapping[str, Any], path: str | Path) -> None:
-    """Check all settings that choose between functions.
+    """Check that the choices of `SUPPORTED` are supported, and that the basis and envelope have no unknown settings.
 
     Raises:
         CheckpointError: A setting is unknown or not supported.

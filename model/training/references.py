@@ -45,10 +45,10 @@ class RefitReport:
     Attributes:
         checkpoint: Path of the new checkpoint.
         refitted: Elements with new reference energies.
-        kept: Elements that keep their reference energies because no structure with an energy contains them.
+        kept: Elements that keep their reference energies because no structure used in the fit contains them.
         n_structures: Number of structures to which the reference energies were fitted.
-        n_skipped: Number of structures with an energy that have elements which the network does not support.
-        before: Mean absolute error of the energies of these structures before the fit (eV/atom).
+        n_skipped: Number of structures that have an energy, but contain elements that the network does not support.
+        before: Mean absolute error of the energies of the fitted structures before the fit (eV/atom).
         after: The same error after the fit (eV/atom).
         energy_scheme: Energy scheme of the new checkpoint.
     """

@@ -337,7 +337,7 @@ def _root_attrs(
 
 
 def _nothing_stored(staging: Staging, manifests: Sequence[PartManifest]) -> SourceError | None:
-    """Return the error of a run that could not store any structure, with the first reason; otherwise None."""
+    """Return the error of a run that stored no structures, with the first reason; None if it stored any."""
     if any(manifest.counts[STRUCTURE] for manifest in manifests):
         return None
     for table in failures(staging, manifests):

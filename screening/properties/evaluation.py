@@ -37,7 +37,8 @@ def evaluate(potential: Potential, cells: Sequence[Structure]) -> list[CellResul
         The result of each cell, in order.
 
     Raises:
-        OutcomeError: A cell has no graph, for example because it has too many edges, or its results are not finite.
+        OutcomeError: The results of a cell are not finite, or the cell has no graph, for example because it has
+            too many edges.
     """
     found = dict(_evaluated(enumerate(cells), potential))
     results = []

@@ -69,9 +69,9 @@ class RelaxSettings:
 
     Attributes:
         fmax: Convergence criterion for the forces: largest force on any atom, eV/angstrom.
-        smax: Convergence criterion for the cell: largest component of the stress plus the external pressure, GPa. None
-            uses the criterion of ASE's FrechetCellFilter: no row of the virial, divided by the number of atoms, may be
-            longer than `fmax`.
+        smax: Convergence criterion for the cell: largest component of the sum of stress and external pressure, GPa.
+            None uses the criterion of ASE's FrechetCellFilter: no row of the virial, divided by the number of atoms,
+            may be longer than `fmax`.
         max_steps: Maximum number of evaluations per structure; a rattle allows this many again.
         optimizer: Optimization algorithm.
         pressure: External pressure, GPa.

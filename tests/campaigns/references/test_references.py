@@ -418,7 +418,7 @@ def test_the_client_of_the_materials_project_gives_entries(
     monkeypatch.setitem(sys.modules, "mp_api", ModuleType("mp_api"))
     monkeypatch.setitem(sys.modules, "mp_api.client", module)
     monkeypatch.setenv("MP_API_KEY", "another-key")
-    with pytest.raises(SourceError, match="did not answer") as caught:
+    with pytest.raises(SourceError, match="the request to the Materials Project failed") as caught:
         fetch_references("mp", SYSTEMS, tmp_path / "refs.parquet")
     assert "another-key" not in str(caught.value)
     monkeypatch.setenv("MP_API_KEY", "key-of-mine")
