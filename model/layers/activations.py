@@ -6,7 +6,6 @@ the logarithm is a series here (see `sine` for the same problem).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,17 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-# Number of terms of the series of artanh(s), which is accurate to float64 rounding for s in [0, 1/3].
+# Number of terms of the series of artanh(s), which is accurate to float64 rounding for s in [-1/3, 1/3].
 _TERMS = 17
 
 
 class _Softplus(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, divisor: int) -> Tensor:
         ctx.save_for_backward(x)
-        # log(1 + exp x) = max(x, 0) + log(1 + t) with t = exp(-|x|), and log(1 + t) = 2 artanh(t / (2 + t)).
+        # log((1 + exp x) / d) = max(x, 0) + log((1 + t) / d) with t = exp(-|x|), and the last logarithm is
+        # 2 artanh((1 + t - d) / (1 + t + d)). For d = 2, the result is exactly zero at x = 0.
         t = torch.exp(-torch.abs(x))
-        s = t / (2 + t)
+        s = (t + (1 - divisor)) / (t + (1 + divisor))
         square = s * s
         series = torch.ones_like(s) / (2 * _TERMS - 1)
         for k in range(_TERMS - 2, -1, -1):
@@ -32,20 +32,21 @@ class _Softplus(torch.autograd.Function):
         return relu(x) + 2 * s * series
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return grads[0] * torch.sigmoid(x)
+        return grads[0] * torch.sigmoid(x), None
 
 
 def softplus(x: Tensor) -> Tensor:
     """Return log(1 + exp x)."""
-    out: Tensor = _Softplus.apply(x)  # type: ignore[no-untyped-call]
+    out: Tensor = _Softplus.apply(x, 1)  # type: ignore[no-untyped-call]
     return out
 
 
 def shifted_softplus(x: Tensor) -> Tensor:
     """Return log(1/2 + exp(x) / 2), the softplus function shifted to zero at x = 0 (Schuett et al., NeurIPS 2017)."""
-    return softplus(x) - math.log(2)
+    out: Tensor = _Softplus.apply(x, 2)  # type: ignore[no-untyped-call]
+    return out
 
 
 def relu(x: Tensor) -> Tensor:

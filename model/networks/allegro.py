@@ -105,17 +105,16 @@ class AllegroNetwork(Network):
         relative = distance / self.cutoff
         if self.config.pair_cutoffs:
             relative = distance * self.inverse_cutoffs.view(-1)[pair].view(-1, 1)
-        inside = torch.where(relative < 1, torch.ones_like(relative), torch.zeros_like(relative))
         harmonics = self.harmonics(flat / distance)
-        embedded = self.perceptron(self.embedding(relative, species, table.neighbors), inside)
+        embedded = self.perceptron(self.embedding(relative, species, table.neighbors))
         first, weights, initial = torch.split(embedded, self.widths, dim=1)
         scalars, features = [first], self._weighted(initial, harmonics, n)
         for interaction in self.interactions:
             total = self._total(weights, harmonics.view(n, k, -1), species)
-            features, (more, *rest) = interaction(features, total, scalars, inside)
+            features, (more, *rest) = interaction(features, total, scalars)
             scalars.append(more)
             weights = rest[0] if rest else weights
-        energies = self.readout(torch.cat(scalars, dim=1), inside).view(n, k).sum(1)
+        energies = self.readout(torch.cat(scalars, dim=1)).view(n, k).sum(1)
         if self.sum_scales is not None:
             energies = energies * self.sum_scales[species]
         out = [{SCALAR: energies.view(-1, 1, 1)}]
@@ -236,19 +235,16 @@ class EdgePerceptron(nn.Module):
         super().__init__()
         self.weights = nn.ParameterList(torch.randn(a, b) / math.sqrt(a) for a, b in itertools.pairwise(widths))
         self.activation = ACTIVATIONS[activation]
-        # Rounding makes `ssp` slightly different from zero at zero, but padding slots must not contribute.
-        self.masked = activation == "ssp"
 
-    def forward(self, x: Tensor, inside: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map float[E, widths[0]] to float[E, widths[-1]].
 
         Args:
-            x: Scalars of the edges; zero beyond the cutoff.
-            inside: float[E, 1], 1 within the cutoff and 0 beyond.
+            x: Scalars of the edges; zero beyond the cutoff, and so is the result.
         """
         for place, weight in enumerate(self.weights):
             if place:
-                x = self.activation(x) * inside if self.masked else self.activation(x)
+                x = self.activation(x)
             x = x @ weight
         return x
 
@@ -293,16 +289,13 @@ class AllegroInteraction(nn.Module):
         inputs = config.scalars * (layer + 1) + config.channels
         self.perceptron = EdgePerceptron([inputs, *config.latent_hidden, sum(self.widths)], config.latent_activation)
 
-    def forward(
-        self, features: Tensor, total: Tensor, scalars: Sequence[Tensor], inside: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, features: Tensor, total: Tensor, scalars: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Compute the next features of all edges.
 
         Args:
             features: float[C * N, K, components], features of all edges.
             total: float[C, N, (l_max + 1)^2], sum over the edges of each atom.
             scalars: float[N * K, scalars] each, scalars of all edges from all previous layers.
-            inside: float[N * K, 1], 1 within the cutoff and 0 beyond.
 
         Returns:
             The next features, float[C * N, K, components]; and more scalars of all edges, float[N * K, scalars],
@@ -319,7 +312,7 @@ class AllegroInteraction(nn.Module):
         # Scalars come first.
         invariant = torch.split(features, [1, out - 1], dim=2)[0] if out > 1 else features
         inputs = [*scalars, invariant.reshape(channels, -1).transpose(0, 1)]
-        made = self.perceptron(torch.cat(inputs, dim=1), inside)
+        made = self.perceptron(torch.cat(inputs, dim=1))
         return features, [made] if len(self.widths) == 1 else list(torch.split(made, self.widths, dim=1))
 
 
