@@ -263,6 +263,7 @@ def cascade(
         bool, typer.Option("--relax/--no-relax", help="Relax with the accurate model, or only score with it.")
     ] = True,
     scheme: Scheme = None,
+    dispersion: Dispersion = "none",
     budget: Budget = None,
     device: Device = "cpu",
     scheduler: Scheduler = None,
@@ -295,6 +296,7 @@ def cascade(
             multi_fidelity.CascadeSettings(keep_below, target, audit, seed, relax),
             fast_references=fast_references,
             scheme=scheme,
+            dispersion=dispersion,
             device=device,
             scheduler=scheduler,
             budget=budget,

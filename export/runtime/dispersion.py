@@ -157,8 +157,8 @@ class Dispersion:
                 place = _in_bohr(block.cell[row], block.frac_coord[atoms], block.pbc[row])
                 found = self._of_structure(block.atomic_number[atoms], *place, block.pbc[row])
                 energy[row], forces[atoms], virial[row] = found
-        crystals = block.pbc.all(axis=1)[:, None, None]
-        stress = np.where(crystals, virial / block.volume[:, None, None], np.nan)
+        stress = virial / block.volume[:, None, None]
+        stress[~block.pbc.all(axis=1)] = np.nan
         return Evaluation(energy, forces, stress, virial=virial)
 
     def _of_structure(
