@@ -154,26 +154,21 @@ class Dispersion:
         with one_thread(_extension()):
             for row, (begin, count) in enumerate(zip(block.atom_start.tolist(), block.n_atoms.tolist(), strict=True)):
                 atoms = slice(begin, begin + count)
-                place = _in_bohr(block.cell[row], block.frac_coord[atoms], block.pbc[row])
-                found = self._of_structure(block.atomic_number[atoms], *place, block.pbc[row])
-                energy[row], forces[atoms], virial[row] = found
+                geometry = _Geometry.of(block.cell[row], block.frac_coord[atoms], block.pbc[row])
+                energy[row], forces[atoms], virial[row] = self._of_structure(block.atomic_number[atoms], geometry)
         stress = virial / block.volume[:, None, None]
         stress[~block.pbc.all(axis=1)] = np.nan
         return Evaluation(energy, forces, stress, virial=virial)
 
     def _of_structure(
-        self,
-        numbers: NDArray[np.uint8],
-        positions: NDArray[np.float64],
-        lattice: NDArray[np.float64] | None,
-        pbc: NDArray[np.bool_],
+        self, numbers: NDArray[np.uint8], geometry: _Geometry
     ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-        """Energy (eV), forces (eV/angstrom) and virial (eV) of a structure, whose coordinates are in bohr."""
+        """Energy (eV), forces (eV/angstrom) and virial (eV) of a structure."""
         from dftd3.interface import DispersionModel, RationalDampingParam  # noqa: PLC0415 - an extra
 
         damping = RationalDampingParam(s6=self.s6, s8=self.s8, s9=self.s9, a1=self.a1, a2=self.a2, alp=self.alp)
         try:
-            model = DispersionModel(numbers, positions, lattice, None if lattice is None else pbc)
+            model = DispersionModel(numbers, geometry.positions, geometry.lattice, geometry.periodic)
             model.set_realspace_cutoff(
                 self.cutoff / Bohr,
                 self.three_body_cutoff / Bohr,
@@ -183,9 +178,12 @@ class Dispersion:
             )
             found = model.get_dispersion(damping, grad=True)
         except RuntimeError:  # one structure must not end a run
-            return np.nan, np.full(positions.shape, np.nan), np.full((3, 3), np.nan)
+            return np.nan, np.full((len(numbers), 3), np.nan), np.full((3, 3), np.nan)
+        forces = found["gradient"] * (-Hartree / Bohr)
         virial = (found["virial"] + found["virial"].T) * (Hartree / 2)
-        return float(found["energy"]) * Hartree, found["gradient"] * (-Hartree / Bohr), virial
+        if (axes := geometry.axes) is not None:
+            forces, virial = _combined(forces, axes.T), axes @ virial @ axes.T
+        return float(found["energy"]) * Hartree, forces, virial
 
 
 class DispersionCorrected:
@@ -314,34 +312,57 @@ def _functional(path: str, metadata: ModelMetadata, dispersion: str) -> str:
     )
 
 
-def _in_bohr(
-    cell: NDArray[np.float64], frac: NDArray[np.float64], pbc: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """Positions and lattice of a structure for the library, in bohr; no lattice for a molecule.
+@dataclass(frozen=True, slots=True)
+class _Geometry:
+    """A structure as the library takes it, with lengths in bohr.
 
-    The library expects atoms wrapped into the cell, since it searches only as many images as the cutoff needs. During a
-    relaxation atoms leave their cell. Vectors of directions that are not periodic are replaced by normals: in a tilted
-    cell, an atom far above a slab would lie in another cell of the slab. No matrix product is used, since its rounding
-    may depend on the number of threads.
+    The library expects atoms wrapped into the cell, since it searches only as many images as the cutoff needs; during a
+    relaxation atoms leave their cell. It finds the images of a slab only if the periodic vectors come first and lie in
+    the xy plane (dftd3 1.7.0 mixes up components otherwise, and leaves out pairs), so slabs and chains are rotated. In
+    a tilted cell, an atom far above a slab would lie in another cell of the slab: vectors of directions that are not
+    periodic are replaced by normals.
 
-    Args:
-        cell: float64[3, 3], lattice vectors as rows, angstrom.
-        frac: float64[n_atoms, 3], fractional coordinates, wrapped or not.
-        pbc: bool[3], which lattice vectors are periodic.
+    Attributes:
+        positions: float64[n_atoms, 3].
+        lattice: float64[3, 3], lattice vectors as rows; None for a molecule.
+        periodic: bool[3], which of them are periodic; None for a molecule.
+        axes: float64[3, 3], Cartesian axes of the rotated frame, as columns; None if the structure is not rotated.
     """
-    if not pbc.any():
-        return _combined(frac, cell) / Bohr, None
-    if not pbc.all():
-        from ase.geometry import complete_cell  # noqa: PLC0415 - only slabs and chains need it
 
-        completed = np.asarray(complete_cell(np.where(pbc[:, None], cell, 0.0)))
-        frac, cell = _combined(_combined(frac, cell), np.linalg.inv(completed)), completed
-    wrapped = np.where(pbc, frac - np.floor(frac), frac)
-    return _combined(wrapped, cell) / Bohr, cell / Bohr
+    positions: NDArray[np.float64]
+    lattice: NDArray[np.float64] | None = None
+    periodic: NDArray[np.bool_] | None = None
+    axes: NDArray[np.float64] | None = None
+
+    @classmethod
+    def of(cls, cell: NDArray[np.float64], frac: NDArray[np.float64], pbc: NDArray[np.bool_]) -> Self:
+        """Geometry of a structure.
+
+        Args:
+            cell: float64[3, 3], lattice vectors as rows, angstrom.
+            frac: float64[n_atoms, 3], fractional coordinates, wrapped or not.
+            pbc: bool[3], which lattice vectors are periodic.
+        """
+        if not pbc.any():
+            return cls(_combined(frac, cell) / Bohr)
+        axes = None
+        if not pbc.all():
+            from ase.geometry import complete_cell  # noqa: PLC0415 - only slabs and chains need it
+
+            order = np.argsort(~pbc, kind="stable")
+            vectors = np.asarray(complete_cell(np.where(pbc[:, None], cell, 0.0)))[order]
+            frac, pbc = _combined(_combined(frac, cell), np.linalg.inv(vectors)), pbc[order]
+            axes, upper = np.linalg.qr(vectors.T)
+            cell = upper.T
+        wrapped = np.where(pbc, frac - np.floor(frac), frac)
+        return cls(_combined(wrapped, cell) / Bohr, cell / Bohr, pbc, axes)
 
 
 def _combined(factors: NDArray[np.float64], vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Linear combinations of three vectors: float64[n, 3]."""
+    """Linear combinations of three vectors: float64[n, 3].
+
+    This is no matrix product, whose rounding may depend on the number of threads.
+    """
     out: NDArray[np.float64] = factors[:, :1] * vectors[0] + factors[:, 1:2] * vectors[1] + factors[:, 2:] * vectors[2]
     return out
 
