@@ -10,6 +10,7 @@ dftd3 evaluates one structure at a time, in one thread, so that the results of a
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -52,6 +53,8 @@ THREE_BODY_CUTOFF = 16.0
 # Each term falls smoothly to zero over this distance before its cutoff, angstrom: its stress is then the derivative of
 # its energy although pairs enter and leave with the strain.
 WIDTH, THREE_BODY_WIDTH = 5.0, 2.5
+# Most images of a cell that the library may list, 48 MB. Cells of crystals need some 200,000 at most.
+MOST_IMAGES = 2_000_000
 # Functionals that have damping parameters here, by the name that the library gives them.
 _PBE, _R2SCAN = "pbe", "r2scan"
 # s8, a1, and a2 in bohr, for Becke-Johnson damping: Grimme et al., J. Comput. Chem. 32, 1456 (2011); Ehlert et al., J.
@@ -139,7 +142,7 @@ class Dispersion:
             block: The structures; their edges are not used, since this correction reaches further.
 
         Returns:
-            Results as from any potential; NaN for a structure that the library fails on.
+            Results as from any potential; NaN if the library fails on a structure, or if its cell is absurdly small.
 
         Raises:
             UnknownElementError: An element has no D3 parameters.
@@ -154,18 +157,21 @@ class Dispersion:
         with one_thread(_extension()):
             for row, (begin, count) in enumerate(zip(block.atom_start.tolist(), block.n_atoms.tolist(), strict=True)):
                 atoms = slice(begin, begin + count)
-                geometry = _Geometry.of(block.cell[row], block.frac_coord[atoms], block.pbc[row])
+                geometry = _Geometry.of(block.cell[row], block.frac_coord[atoms], block.pbc[row], self.cutoff)
                 energy[row], forces[atoms], virial[row] = self._of_structure(block.atomic_number[atoms], geometry)
         stress = virial / block.volume[:, None, None]
         stress[~block.pbc.all(axis=1)] = np.nan
         return Evaluation(energy, forces, stress, virial=virial)
 
     def _of_structure(
-        self, numbers: NDArray[np.uint8], geometry: _Geometry
+        self, numbers: NDArray[np.uint8], geometry: _Geometry | None
     ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-        """Energy (eV), forces (eV/angstrom) and virial (eV) of a structure."""
+        """Energy (eV), forces (eV/angstrom) and virial (eV) of a structure; NaN without a geometry."""
         from dftd3.interface import DispersionModel, RationalDampingParam  # noqa: PLC0415 - an extra
 
+        none = np.nan, np.full((len(numbers), 3), np.nan), np.full((3, 3), np.nan)
+        if geometry is None:
+            return none
         damping = RationalDampingParam(s6=self.s6, s8=self.s8, s9=self.s9, a1=self.a1, a2=self.a2, alp=self.alp)
         try:
             model = DispersionModel(numbers, geometry.positions, geometry.lattice, geometry.periodic)
@@ -178,7 +184,7 @@ class Dispersion:
             )
             found = model.get_dispersion(damping, grad=True)
         except RuntimeError:  # one structure must not end a run
-            return np.nan, np.full((len(numbers), 3), np.nan), np.full((3, 3), np.nan)
+            return none
         forces = found["gradient"] * (-Hartree / Bohr)
         virial = (found["virial"] + found["virial"].T) * (Hartree / 2)
         if (axes := geometry.axes) is not None:
@@ -272,7 +278,7 @@ def installed_version() -> str:
         import dftd3.interface  # noqa: F401, PLC0415 - an extra; its compiled part may be missing
     except (PackageNotFoundError, ImportError) as error:
         raise ConfigError(f"dispersion needs the library {LIBRARY}, which is not installed: {cure}") from error
-    if tuple(int(number) for number in found.split(".")[:2]) < OLDEST:
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise ConfigError(f"dispersion needs {LIBRARY} {oldest} or later, not {found}: {cure}")
     return found
@@ -320,7 +326,8 @@ class _Geometry:
     relaxation atoms leave their cell. It finds the images of a slab only if the periodic vectors come first and lie in
     the xy plane (dftd3 1.7.0 mixes up components otherwise, and leaves out pairs), so slabs and chains are rotated. In
     a tilted cell, an atom far above a slab would lie in another cell of the slab: vectors of directions that are not
-    periodic are replaced by normals.
+    periodic are replaced by normals. In a strongly sheared cell, the library would list millions of images: such a cell
+    is replaced by a compact one of the same lattice.
 
     Attributes:
         positions: float64[n_atoms, 3].
@@ -335,13 +342,16 @@ class _Geometry:
     axes: NDArray[np.float64] | None = None
 
     @classmethod
-    def of(cls, cell: NDArray[np.float64], frac: NDArray[np.float64], pbc: NDArray[np.bool_]) -> Self:
-        """Geometry of a structure.
+    def of(
+        cls, cell: NDArray[np.float64], frac: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float
+    ) -> Self | None:
+        """Geometry of a structure; None for a cell that is too small to be one of a structure.
 
         Args:
             cell: float64[3, 3], lattice vectors as rows, angstrom.
             frac: float64[n_atoms, 3], fractional coordinates, wrapped or not.
             pbc: bool[3], which lattice vectors are periodic.
+            cutoff: Largest distance of a pair, angstrom.
         """
         if not pbc.any():
             return cls(_combined(frac, cell) / Bohr)
@@ -354,8 +364,27 @@ class _Geometry:
             frac, pbc = _combined(_combined(frac, cell), np.linalg.inv(vectors)), pbc[order]
             axes, upper = np.linalg.qr(vectors.T)
             cell = upper.T
+        if _images(cell, pbc, cutoff) > MOST_IMAGES:
+            from ase.geometry import minkowski_reduce  # noqa: PLC0415 - only odd cells need it
+
+            compact, _ = minkowski_reduce(cell, pbc)
+            if _images(compact, pbc, cutoff) > MOST_IMAGES:
+                return None
+            frac, cell = _combined(_combined(frac, cell), np.linalg.inv(compact)), compact
         wrapped = np.where(pbc, frac - np.floor(frac), frac)
         return cls(_combined(wrapped, cell) / Bohr, cell / Bohr, pbc, axes)
+
+
+def _images(cell: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float) -> float:
+    """Number of images of a cell that the library lists.
+
+    Args:
+        cell: float64[3, 3], lattice vectors as rows, angstrom.
+        pbc: bool[3], which lattice vectors are periodic.
+        cutoff: Largest distance of a pair, angstrom.
+    """
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+    return float(np.prod(np.where(pbc, 2 * np.ceil(cutoff / heights) + 1, 1.0)))
 
 
 def _combined(factors: NDArray[np.float64], vectors: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -199,6 +199,19 @@ def test_a_supercell_has_the_energy_of_its_cells() -> None:
     assert_allclose(evaluated(atoms * (2, 1, 3)).energy, 6 * evaluated(atoms).energy, rtol=1e-9)
 
 
+def test_sheared_cells_are_compact_cells_and_absurd_ones_have_no_energy() -> None:
+    atoms = CASES["silicon"]()
+    found = evaluated(atoms)
+    atoms.set_cell(np.array([[1, 0, 0], [300, 1, 0], [-200, 150, 1]]) @ atoms.cell.array)
+    sheared = evaluated(atoms)
+    assert_allclose(sheared.energy, found.energy, rtol=1e-9)
+    assert_allclose(sheared.forces, found.forces, atol=1e-9)
+    assert_allclose(sheared.virial, found.virial, atol=1e-8)
+    crushed = d3().evaluate(replace(block_of([ase.build.bulk("Cu")]), cell=np.eye(3)[None] * 0.3))
+    assert np.isnan(crushed.energy).all()
+    assert np.isnan(crushed.forces).all()
+
+
 def test_an_isolated_atom_has_no_dispersion_but_its_images_have() -> None:
     alone = evaluated(ase.Atoms("Xe"))
     assert alone.energy[0] == 0
