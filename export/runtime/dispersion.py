@@ -157,24 +157,28 @@ class Dispersion:
         with one_thread(_extension()):
             for row, (begin, count) in enumerate(zip(block.atom_start.tolist(), block.n_atoms.tolist(), strict=True)):
                 atoms = slice(begin, begin + count)
-                geometry = _Geometry.of(block.cell[row], block.frac_coord[atoms], block.pbc[row], self.cutoff)
-                energy[row], forces[atoms], virial[row] = self._of_structure(block.atomic_number[atoms], geometry)
+                place = _in_bohr(block.cell[row], block.frac_coord[atoms], block.pbc[row], self.cutoff)
+                found = None if place is None else self._of_structure(block.atomic_number[atoms], *place)
+                energy[row], forces[atoms], virial[row] = found or (np.nan, np.nan, np.nan)
         stress = virial / block.volume[:, None, None]
         stress[~block.pbc.all(axis=1)] = np.nan
         return Evaluation(energy, forces, stress, virial=virial)
 
     def _of_structure(
-        self, numbers: NDArray[np.uint8], geometry: _Geometry | None
-    ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-        """Energy (eV), forces (eV/angstrom) and virial (eV) of a structure; NaN without a geometry."""
+        self, numbers: NDArray[np.uint8], positions: NDArray[np.float64], lattice: NDArray[np.float64] | None
+    ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]] | None:
+        """Energy (eV), forces (eV/angstrom) and virial (eV) of a structure; None if the library fails.
+
+        Args:
+            numbers: uint8[n_atoms], atomic numbers.
+            positions: float64[n_atoms, 3], bohr.
+            lattice: float64[3, 3], periodic lattice vectors as rows, bohr; None for a molecule.
+        """
         from dftd3.interface import DispersionModel, RationalDampingParam  # noqa: PLC0415 - an extra
 
-        none = np.nan, np.full((len(numbers), 3), np.nan), np.full((3, 3), np.nan)
-        if geometry is None:
-            return none
         damping = RationalDampingParam(s6=self.s6, s8=self.s8, s9=self.s9, a1=self.a1, a2=self.a2, alp=self.alp)
         try:
-            model = DispersionModel(numbers, geometry.positions, geometry.lattice, geometry.periodic)
+            model = DispersionModel(numbers, positions, lattice, None if lattice is None else np.ones(3, dtype=bool))
             model.set_realspace_cutoff(
                 self.cutoff / Bohr,
                 self.three_body_cutoff / Bohr,
@@ -184,12 +188,9 @@ class Dispersion:
             )
             found = model.get_dispersion(damping, grad=True)
         except RuntimeError:  # one structure must not end a run
-            return none
-        forces = found["gradient"] * (-Hartree / Bohr)
+            return None
         virial = (found["virial"] + found["virial"].T) * (Hartree / 2)
-        if (axes := geometry.axes) is not None:
-            forces, virial = _combined(forces, axes.T), axes @ virial @ axes.T
-        return float(found["energy"]) * Hartree, forces, virial
+        return float(found["energy"]) * Hartree, found["gradient"] * (-Hartree / Bohr), virial
 
 
 class DispersionCorrected:
@@ -318,73 +319,49 @@ def _functional(path: str, metadata: ModelMetadata, dispersion: str) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Geometry:
-    """A structure as the library takes it, with lengths in bohr.
+def _in_bohr(
+    cell: NDArray[np.float64], frac: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None] | None:
+    """Positions and lattice of a structure for the library, in bohr.
 
     The library expects atoms wrapped into the cell, since it searches only as many images as the cutoff needs; during a
-    relaxation atoms leave their cell. It finds the images of a slab only if the periodic vectors come first and lie in
-    the xy plane (dftd3 1.7.0 mixes up components otherwise, and leaves out pairs), so slabs and chains are rotated. In
-    a tilted cell, an atom far above a slab would lie in another cell of the slab: vectors of directions that are not
-    periodic are replaced by normals. In a strongly sheared cell, the library would list millions of images: such a cell
-    is replaced by a compact one of the same lattice.
-
-    Attributes:
-        positions: float64[n_atoms, 3].
-        lattice: float64[3, 3], lattice vectors as rows; None for a molecule.
-        periodic: bool[3], which of them are periodic; None for a molecule.
-        axes: float64[3, 3], Cartesian axes of the rotated frame, as columns; None if the structure is not rotated.
-    """
-
-    positions: NDArray[np.float64]
-    lattice: NDArray[np.float64] | None = None
-    periodic: NDArray[np.bool_] | None = None
-    axes: NDArray[np.float64] | None = None
-
-    @classmethod
-    def of(
-        cls, cell: NDArray[np.float64], frac: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float
-    ) -> Self | None:
-        """Geometry of a structure; None for a cell that is too small to be one of a structure.
-
-        Args:
-            cell: float64[3, 3], lattice vectors as rows, angstrom.
-            frac: float64[n_atoms, 3], fractional coordinates, wrapped or not.
-            pbc: bool[3], which lattice vectors are periodic.
-            cutoff: Largest distance of a pair, angstrom.
-        """
-        if not pbc.any():
-            return cls(_combined(frac, cell) / Bohr)
-        axes = None
-        if not pbc.all():
-            from ase.geometry import complete_cell  # noqa: PLC0415 - only slabs and chains need it
-
-            order = np.argsort(~pbc, kind="stable")
-            vectors = np.asarray(complete_cell(np.where(pbc[:, None], cell, 0.0)))[order]
-            frac, pbc = _combined(_combined(frac, cell), np.linalg.inv(vectors)), pbc[order]
-            axes, upper = np.linalg.qr(vectors.T)
-            cell = upper.T
-        if _images(cell, pbc, cutoff) > MOST_IMAGES:
-            from ase.geometry import minkowski_reduce  # noqa: PLC0415 - only odd cells need it
-
-            compact, _ = minkowski_reduce(cell, pbc)
-            if _images(compact, pbc, cutoff) > MOST_IMAGES:
-                return None
-            frac, cell = _combined(_combined(frac, cell), np.linalg.inv(compact)), compact
-        wrapped = np.where(pbc, frac - np.floor(frac), frac)
-        return cls(_combined(wrapped, cell) / Bohr, cell / Bohr, pbc, axes)
-
-
-def _images(cell: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float) -> float:
-    """Number of images of a cell that the library lists.
+    relaxation atoms leave their cell. Slabs and chains become crystals whose images do not see each other: dftd3 1.7.0
+    would move atoms into the cell also along directions that are not periodic, which tears slabs apart, and leave out
+    pairs of a slab that is not in the xy plane. In a strongly sheared cell, the library would list millions of images:
+    such a cell is replaced by a compact one of the same lattice.
 
     Args:
         cell: float64[3, 3], lattice vectors as rows, angstrom.
+        frac: float64[n_atoms, 3], fractional coordinates, wrapped or not.
         pbc: bool[3], which lattice vectors are periodic.
         cutoff: Largest distance of a pair, angstrom.
+
+    Returns:
+        float64[n_atoms, 3] and float64[3, 3]; no lattice for a molecule; None if the cell is too small for a structure.
     """
+    positions = _combined(frac, cell)
+    if not pbc.any():
+        return positions / Bohr, None
+    if not pbc.all():
+        from ase.geometry import complete_cell  # noqa: PLC0415 - only slabs and chains need it
+
+        cell = np.array(complete_cell(np.where(pbc[:, None], cell, 0.0)))
+        height = np.ptp(_combined(positions, cell.T), axis=0)  # along the normals, which are unit vectors
+        cell[~pbc] *= (height[~pbc] + cutoff)[:, None]
+    if _images(cell, cutoff) > MOST_IMAGES:
+        from ase.geometry import minkowski_reduce  # noqa: PLC0415 - only odd cells need it
+
+        cell = np.array(minkowski_reduce(cell)[0])
+        if _images(cell, cutoff) > MOST_IMAGES:
+            return None
+    frac = _combined(positions, np.linalg.inv(cell))
+    return _combined(frac - np.floor(frac), cell) / Bohr, cell / Bohr
+
+
+def _images(cell: NDArray[np.float64], cutoff: float) -> float:
+    """Number of images of a cell (float64[3, 3], angstrom) that the library lists for a cutoff (angstrom)."""
     heights = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
-    return float(np.prod(np.where(pbc, 2 * np.ceil(cutoff / heights) + 1, 1.0)))
+    return float(np.prod(2 * np.ceil(cutoff / heights) + 1))
 
 
 def _combined(factors: NDArray[np.float64], vectors: NDArray[np.float64]) -> NDArray[np.float64]:

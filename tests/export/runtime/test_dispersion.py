@@ -102,12 +102,13 @@ def calculator(correction: Dispersion, **settings: object) -> DFTD3:
 def test_numbers_are_those_of_the_calculator_of_the_library(case: str, functional: str) -> None:
     atoms, correction = CASES[case](), d3(functional=functional)
     found = evaluated(atoms, correction)
-    if atoms.pbc.sum() == 2:
-        atoms.cell[2] = [0, 0, 9]  # the library leaves out pairs of slabs in tilted cells
+    # The library is right for slabs in the xy plane and for chains if all atoms are in the cell.
+    atoms.positions += np.where(atoms.pbc, 0.0, 40.0)
+    atoms.cell = np.where(atoms.pbc[:, None], atoms.cell.array, np.eye(3) * 80.0 * atoms.pbc.any())
     # Its own parameters for the functional, without the three-body term.
     atoms.calc = calculator(correction, params_tweaks={"method": functional, "atm": False})
     atoms.wrap()
-    assert found.energy[0] < -0.02
+    assert found.energy[0] < -0.01
     assert_allclose(found.energy[0], atoms.get_potential_energy(), rtol=1e-12)
     assert_allclose(found.forces, atoms.get_forces(), atol=1e-12)
     if atoms.pbc.any():
@@ -202,7 +203,8 @@ def test_a_supercell_has_the_energy_of_its_cells() -> None:
 def test_sheared_cells_are_compact_cells_and_absurd_ones_have_no_energy() -> None:
     atoms = CASES["silicon"]()
     found = evaluated(atoms)
-    atoms.set_cell(np.array([[1, 0, 0], [300, 1, 0], [-200, 150, 1]]) @ atoms.cell.array)
+    atoms.set_cell(np.array([[1, 0, 0], [12, 1, 0], [-8, 9, 1]]) @ atoms.cell.array)
+    assert module._images(atoms.cell.array, module.CUTOFF) > module.MOST_IMAGES
     sheared = evaluated(atoms)
     assert_allclose(sheared.energy, found.energy, rtol=1e-9)
     assert_allclose(sheared.forces, found.forces, atol=1e-9)
