@@ -78,6 +78,7 @@ slow: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/select_rate.py
 	$(BIN)/python tests/benchmarks/serve_rate.py
 	$(BIN)/python tests/benchmarks/pretrained_size.py --data $(DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/dispersion.py --data $(DATA)
 	$(BIN)/python tests/benchmarks/rank.py $(DATA)
 	$(BIN)/python tests/benchmarks/screening_skill.py $(DATA)
 

@@ -13,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import __version__
+from ..export.runtime.dispersion import Dispersion
 from ..export.runtime.onnx_potential import OnnxPotential
+from ..pipeline.energy_schemes import NO_DISPERSION
 from ..pipeline.errors import StoreError
 from ..pipeline.runs.options import RunOptions
 from ..screening.candidate_graphs import prepare_graphs
@@ -25,7 +27,14 @@ from .models.cache import cache_folder, exclusive, usable
 ELEMENTS = Path(__file__).with_name("elements.extxyz")
 
 
-def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, note: Callable[[str], None]) -> Path:
+def own_elements(
+    model: Path,
+    potential: OnnxPotential,
+    options: RunOptions,
+    note: Callable[[str], None],
+    *,
+    dispersion: str = NO_DISPERSION,
+) -> Path:
     """Return the path of the scores dataset of the crystals in `ELEMENTS`, relaxed with a model.
 
     Elements that the model does not cover have no energy. The dataset is computed once and kept in the cache folder, at
@@ -36,12 +45,14 @@ def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, not
         potential: The same file, loaded.
         options: Scheduler, device and progress display of the relaxation.
         note: Called with a message if the dataset is damaged, must be computed, or is being computed elsewhere.
+        dispersion: Name of the dispersion correction that is added to the model.
 
     Raises:
         ModelFileError: The model lacks energy, forces or stress.
+        ConfigError: The dispersion correction cannot be added to the model.
         EquiscreenError: The cache folder cannot be written, or the relaxation fails.
     """
-    out = elements_path(potential)
+    out = elements_path(potential, dispersion)
     folder = out.parent
     if _is_intact(out):
         return out
@@ -60,6 +71,7 @@ def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, not
             graphs,
             model,
             out,
+            dispersion=dispersion,
             scheduler=run.scheduler,
             device=run.device,
             overwrite=True,
@@ -68,9 +80,19 @@ def own_elements(model: Path, potential: OnnxPotential, options: RunOptions, not
     return out
 
 
-def elements_path(potential: OnnxPotential) -> Path:
-    """Path of the dataset of elements in the cache; the path depends on the weights and the version of equiscreen."""
-    name = f"{potential.metadata.weights_sha256[:12]}.equiscreen-{__version__}"
+def elements_path(potential: OnnxPotential, dispersion: str = NO_DISPERSION) -> Path:
+    """Path of the dataset of elements in the cache.
+
+    The path depends on the weights, the dispersion correction, and the versions of equiscreen and of the library of the
+    correction.
+
+    Raises:
+        ConfigError: The dispersion correction cannot be added to the model.
+    """
+    weights = potential.metadata.weights_sha256[:12]
+    added = Dispersion.of(dispersion, {"the model": potential.metadata})
+    weights = weights if added is None else f"{weights}+{added.name}-{added.version}"
+    name = f"{weights}.equiscreen-{__version__}"
     return cache_folder() / "elements" / name / "elements.zarr"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from ..export.runtime.onnx_potential import OnnxPotential
+from ..pipeline.energy_schemes import NO_DISPERSION
 from ..pipeline.runs.progress import shows_progress
 from ..pipeline.sources.discovery import path_names
 from ..pipeline.store.graph_store import GraphStore
@@ -101,8 +102,10 @@ def _steps(settings: RankSettings, model: Path, potential: OnnxPotential) -> Ite
 def _evaluation(settings: RankSettings, graphs: str | Path, model: Path, size: int) -> object:
     """Cost of relaxing or scoring `size` structures, of which the store `graphs` holds a sample."""
     if settings.relax:
-        return relaxation.estimate(graphs, model, settings.relaxation, settings.limit, sample_of=size)
-    return scoring.estimate(graphs, model, settings.limit, sample_of=size)
+        return relaxation.estimate(
+            graphs, model, settings.relaxation, settings.limit, dispersion=settings.dispersion, sample_of=size
+        )
+    return scoring.estimate(graphs, model, settings.limit, dispersion=settings.dispersion, sample_of=size)
 
 
 def _references(
@@ -126,12 +129,12 @@ def _references(
             )
             if settings.relax_references:
                 yield "relaxation of these references", _relaxation(settings, table, model, potential)
-    needed = settings.relax_references or not (settings.references or elemental_energies(scheme))
-    if needed and not elements_path(potential).exists():
+    given = settings.dispersion == NO_DISPERSION and (settings.references or elemental_energies(scheme))
+    if (settings.relax_references or not given) and not elements_path(potential, settings.dispersion).exists():
         yield "relaxation of the elements, once for each model", _relaxation(settings, ELEMENTS, model, potential)
 
 
 def _relaxation(settings: RankSettings, structures: Path, model: Path, potential: OnnxPotential) -> object:
     """Cost of relaxing the structures in a file."""
     with sampled_graphs([str(structures)], potential.cutoff, None) as (_, sample, size):
-        return relaxation.estimate(sample, model, settings.relaxation, sample_of=size)
+        return relaxation.estimate(sample, model, settings.relaxation, dispersion=settings.dispersion, sample_of=size)

@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 import xarray as xr
 from ase.data import chemical_symbols
 
+from ..export.runtime.dispersion import Dispersion, recorded
 from ..export.runtime.onnx_potential import OnnxPotential
+from ..pipeline.energy_schemes import NO_DISPERSION, dispersion_of, plus_dispersion
 from ..pipeline.errors import SourceError
 from ..pipeline.featurization.featurize import featurize
 from ..pipeline.provenance import recorded_path
@@ -28,7 +30,7 @@ from ..screening.candidate_graphs import prepare_graphs
 from ..screening.chemistry.composition import parsed
 from ..screening.chemistry.elemental_energies import elemental_energies
 from ..screening.convex_hull import hull as convex_hull
-from ..screening.convex_hull.energies import ScoredEnergies
+from ..screening.convex_hull.energies import ScoredEnergies, check_without_dispersion
 from ..screening.convex_hull.reference_files import content_version, is_dataset
 from ..screening.dataset.paths import graphs_path
 from ..screening.dataset.reader import ScoresReader, place_of_graphs
@@ -54,6 +56,7 @@ _FOLDER = StepsFolder(
         "sources": "other structures",
         "model": "another model",
         "references": "other references",
+        "dispersion": "another dispersion correction",
         "equiscreen": "another version of equiscreen",
     },
     outputs=(
@@ -63,7 +66,7 @@ _FOLDER = StepsFolder(
     ),
     notes=frozenset({SETTINGS_FILE}),
     first_use={
-        **dict.fromkeys(("relax", "relaxation", "device"), (SCORES, RELAXED)),
+        **dict.fromkeys(("relax", "relaxation", "dispersion", "device"), (SCORES, RELAXED)),
         **dict.fromkeys(("references", "scheme"), (HULL, KNOWN, RELAXED_REFERENCES)),
         "relax_references": (HULL, RELAXED_REFERENCES),
         "within": (HULL,),
@@ -136,7 +139,9 @@ def run(
     model = model_file(settings.model, progress=shows_progress(progress), note=note)
     potential = OnnxPotential.load(model, threads=1)
     inputs = [*settings.sources, *(name for name in settings.references if not is_live(name)), str(model)]
-    with _FOLDER.opened(out, _plan(settings, potential.sha256, out), inputs, overwrite=overwrite):
+    dispersion = Dispersion.of(settings.dispersion, {settings.model: potential.metadata})
+    plan = {**_plan(settings, potential.sha256, out), "dispersion": recorded(dispersion)}
+    with _FOLDER.opened(out, plan, inputs, overwrite=overwrite):
         settings.save(out / SETTINGS_FILE)
         step = _Steps(settings, model, potential, out, scheduler, progress=progress, note=note)
         step.candidates()
@@ -177,6 +182,7 @@ class _Steps:
         self.references, self.elemental = list(settings.references), list[Path]()
         self.model_references: list[Path] = []
         self.potential, self.scheme = potential, potential.metadata.energy_scheme
+        self.has_dispersion = settings.dispersion != NO_DISPERSION
 
     def candidates(self) -> None:
         """Featurize the sources, with the cutoff of the model."""
@@ -214,6 +220,8 @@ class _Steps:
         given = [name for name in self.references if is_live(name) or not is_dataset(name)]
         if not given:
             return
+        if not self.settings.relax_references:
+            check_without_dispersion(plus_dispersion(self.scheme, self.settings.dispersion), given[0])
         out = self.folder / GATHERED
         if not out.exists():
             systems, _ = systems_of(self.graphs)
@@ -232,12 +240,12 @@ class _Steps:
 
     def elements(self) -> None:
         """Take the energies of the elements from the model, if nothing else provides them."""
-        if self.references or elemental_energies(self.scheme):
+        if not self.has_dispersion and (self.references or elemental_energies(self.scheme)):
             return
         out = self._own_elements()
         self.note(
             f"{out}: energies of the elements are computed with the model, since equiscreen has none for the energy "
-            f"scheme {self.scheme}"
+            f"scheme {plus_dispersion(self.scheme, self.settings.dispersion)}"
         )
         self.elemental = [out]
 
@@ -247,7 +255,7 @@ class _Steps:
             return
         self.model_references = [self._own_elements()]
         for number, path in enumerate(self.references):
-            if is_dataset(path) and _is_relaxed_with(path, self.potential):
+            if is_dataset(path) and _is_relaxed_with(path, self.potential, self.settings.dispersion):
                 self.model_references.append(Path(path))
                 continue
             graphs = self._structures_of(path)
@@ -261,13 +269,17 @@ class _Steps:
     def hull(self) -> None:
         """Compute formation energies and energies above hull."""
         settings, out = self.settings, self.folder / HULL
+        references: list[str | Path] = [*self.references, *self.elemental]
+        of_model = self.model_references
+        if self.has_dispersion and of_model:  # only the energies of the relaxed references include it
+            references, of_model = [*of_model], []
         make = partial(
             convex_hull.hull,
             self.scores,
-            [*self.references, *self.elemental],
+            references,
             out,
             scheme=settings.scheme,
-            model_references=self.model_references,
+            model_references=of_model,
             within=settings.within,
             error=self._known_error(),
             progress=self.options.progress,
@@ -277,7 +289,7 @@ class _Steps:
     def _known_error(self) -> float | None:
         """Error of the model's energies above hull of relaxed structures, eV/atom; None if unknown or inapplicable."""
         settings = self.settings
-        if not (settings.references and settings.relax and is_known(settings.model)):
+        if self.has_dispersion or not (settings.references and settings.relax and is_known(settings.model)):
             return None
         return find_model(settings.model).hull_error
 
@@ -307,13 +319,14 @@ class _Steps:
     def _common(self) -> dict[str, Any]:
         """Run options of the steps that evaluate the model."""
         return {
+            "dispersion": self.settings.dispersion,
             "device": self.options.device,
             "scheduler": self.options.scheduler,
             "progress": self.options.progress,
         }
 
     def _own_elements(self) -> Path:
-        return own_elements(self.model, self.potential, self.options, self.note)
+        return own_elements(self.model, self.potential, self.options, self.note, dispersion=self.settings.dispersion)
 
     def _once(self, out: Path, make: Callable[[], xr.Dataset], summary: Callable[[xr.Dataset, Path], str]) -> None:
         self.note(summary(open_scores(out) if out.exists() else make(), out))
@@ -347,10 +360,11 @@ class _Steps:
         return out
 
 
-def _is_relaxed_with(dataset: str, potential: OnnxPotential) -> bool:
-    """Whether a dataset holds structures relaxed with a model."""
+def _is_relaxed_with(dataset: str, potential: OnnxPotential, dispersion: str) -> bool:
+    """Whether a dataset holds structures relaxed with a model and a dispersion correction."""
     rows = ScoredEnergies(dataset)
-    return rows.relaxed and rows.model == potential.metadata.weights_sha256
+    same_scheme = dispersion_of(rows.scheme) == dispersion
+    return rows.relaxed and rows.model == potential.metadata.weights_sha256 and same_scheme
 
 
 def _check_structures(table: Path, given: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..pipeline.atomic import write_text_atomically
 from ..pipeline.bounded_yaml import load_yaml
-from ..pipeline.energy_schemes import SCHEMES
+from ..pipeline.energy_schemes import DISPERSIONS, NO_DISPERSION, SCHEMES
 from ..pipeline.errors import DISK_FULL, ConfigError, OutputExistsError, detail
 from ..pipeline.redaction import redact_urls
 from ..pipeline.sources.discovery import OPTIMADE_PREFIX, path_names
@@ -52,6 +52,9 @@ class RankSettings(BaseModel):
     Attributes:
         sources: Structure files, as for `equiscreen.pipeline.featurize`; or one graph store.
         model: Name of published weights, ONNX file, checkpoint or run folder; see `campaigns.models`.
+        dispersion: Dispersion correction that is added to the model: ``none``, ``d3`` or ``d3-atm``. References other
+            than datasets with the same correction then need `relax_references`, and the hull is that of the relaxed
+            references alone.
         references: Reference phases of the hull, as for `equiscreen.screening.hull`; without any, structures are ranked
             by their formation energy.
         scheme: Energy scheme of references that do not state one.
@@ -72,6 +75,7 @@ class RankSettings(BaseModel):
 
     sources: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
     model: str = DEFAULT_MODEL
+    dispersion: str = NO_DISPERSION
     references: tuple[str, ...] = ()
     scheme: str | None = None
     relax_references: bool = False
@@ -96,6 +100,13 @@ class RankSettings(BaseModel):
         if self.relax_references and not self.references:
             raise ValueError("relax_references needs references; add some, or leave out relax_references")
         return self
+
+    @field_validator("dispersion")
+    @classmethod
+    def _known_dispersion(cls, value: str) -> str:
+        if value not in (known := (NO_DISPERSION, *DISPERSIONS)):
+            raise ValueError(unknown_name("dispersion", value, known))
+        return value
 
     @field_validator("scheme")
     @classmethod

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Estimate, Limit, Overwrite, References, Scheduler, Scheme, Within
+from .options import Device, Dispersion, Estimate, Limit, Overwrite, References, Scheduler, Scheme, Within
 from .terminal.account import account, shows_progress, tell
 from .terminal.interruption import resumable
 
@@ -30,6 +30,7 @@ def rank(
         ),
     ] = "7net-0",
     references: References = None,
+    dispersion: Dispersion = "none",
     out: Annotated[Path, typer.Option(help="Folder to write; to resume, run the same command again.")] = Path(
         "results"
     ),
@@ -50,7 +51,8 @@ def rank(
         typer.Option(
             "--relax-references",
             help="Also relax the structures of --references with the model, and report the energy above the hull of "
-            "these relaxed references, with all energies computed by the model.",
+            "these relaxed references, with all energies computed by the model. With --dispersion, this is the only "
+            "hull.",
         ),
     ] = False,
     within: Within = 0.05,
@@ -89,6 +91,7 @@ def rank(
         settings = RankSettings.of(
             sources=sources,
             model=model,
+            dispersion=dispersion,
             references=references or (),
             scheme=scheme,
             relax_references=relax_references,

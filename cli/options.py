@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -46,6 +46,15 @@ Scheduler = Annotated[
 ]
 Device = Annotated[
     str, typer.Option(help="Device on which to evaluate models: cpu, cuda, cuda:N, or auto (a GPU if there is one).")
+]
+Dispersion = Annotated[
+    Literal["none", "d3", "d3-atm"],
+    typer.Option(
+        help="Dispersion to add to the energies, forces and stresses of the model: d3 is DFT-D3 with Becke-Johnson "
+        "damping for the model's functional (PBE or r2SCAN), like VASP's IVDW=12; d3-atm adds the three-body term, "
+        "which takes some ten times as long as 7net-0. Energies are then comparable only with others that include "
+        "the same correction. Needs `pip install 'equiscreen[properties]'`."
+    ),
 ]
 Budget = Annotated[
     float | None,

@@ -14,6 +14,7 @@ from .options import (
     Budget,
     CandidateSources,
     Device,
+    Dispersion,
     Estimate,
     Limit,
     MovedStore,
@@ -35,6 +36,7 @@ def screen(
         ),
     ],
     out: Annotated[str, typer.Option(help="Scores dataset to write (Zarr): a path or a URL.")],
+    dispersion: Dispersion = "none",
     limit: Limit = None,
     estimate: Estimate = False,
     device: Device = "cpu",
@@ -88,13 +90,14 @@ def screen(
 
     files = [onnx_file(name) for name in model]
     if estimate:
-        account(screen_files.estimate(sources, files, out, limit))
+        account(screen_files.estimate(sources, files, out, limit, dispersion=dispersion))
         return
     with resumable():
         scores = screen_files.screen_files(
             sources,
             files,
             out,
+            dispersion=dispersion,
             device=device,
             max_edges=max_edges or MAX_SCORED_EDGES,
             min_distance=min_distance,
@@ -114,6 +117,7 @@ def relax(
     sources: CandidateSources,
     model: Annotated[str, typer.Option(help=f"{MODEL_HELP} The model must predict forces and stress.")],
     out: Annotated[Path, typer.Option(help="Scores dataset to write (Zarr).")],
+    dispersion: Dispersion = "none",
     fmax: Annotated[float, typer.Option(help="Convergence threshold: largest force on an atom, eV/angstrom.")] = 0.02,
     smax: Annotated[
         float,
@@ -188,7 +192,7 @@ def relax(
     )
     file = onnx_file(model)
     if estimate:
-        account(relax_files.estimate(sources, file, settings, limit))
+        account(relax_files.estimate(sources, file, settings, limit, dispersion=dispersion))
         return
     with resumable():
         relaxed = relax_files.relax_files(
@@ -196,6 +200,7 @@ def relax(
             file,
             out,
             settings,
+            dispersion=dispersion,
             device=device,
             scheduler=scheduler,
             limit=limit,
@@ -258,6 +263,7 @@ def cascade(
         bool, typer.Option("--relax/--no-relax", help="Relax with the accurate model, or only score with it.")
     ] = True,
     scheme: Scheme = None,
+    dispersion: Dispersion = "none",
     budget: Budget = None,
     device: Device = "cpu",
     scheduler: Scheduler = None,
@@ -290,6 +296,7 @@ def cascade(
             multi_fidelity.CascadeSettings(keep_below, target, audit, seed, relax),
             fast_references=fast_references,
             scheme=scheme,
+            dispersion=dispersion,
             device=device,
             scheduler=scheduler,
             budget=budget,
@@ -344,6 +351,7 @@ def properties(
             "not relaxed then have the status not_relaxed besides their properties.",
         ),
     ] = True,
+    dispersion: Dispersion = "none",
     limit: Limit = None,
     estimate: Estimate = False,
     device: Device = "cpu",
@@ -373,7 +381,10 @@ def properties(
     file = onnx_file(model)
     names = [name.strip() for name in what.split(",") if name.strip()]
     if estimate:
-        account(estimates.estimate(source, file, names, preset=preset, where=where, limit=limit, store=store))
+        cost = estimates.estimate(
+            source, file, names, preset=preset, where=where, limit=limit, store=store, dispersion=dispersion
+        )
+        account(cost)
         return
     with resumable():
         found = compute.compute_properties(
@@ -385,6 +396,7 @@ def properties(
             where=where,
             relax=relax,
             store=store,
+            dispersion=dispersion,
             device=device,
             scheduler=scheduler,
             limit=limit,

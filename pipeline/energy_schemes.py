@@ -11,6 +11,9 @@ ones.
 - ``r2scan``: calculations with the r2SCAN functional.
 - ``own``: any other scheme. Its energies are compared only with energies of the same model, or of a model that the user
   declares to be trained on the same energies.
+
+Energies that include a dispersion correction follow another scheme, such as ``mp-uncorrected+d3``. They are compared
+only with energies that include the same correction, and get no MP2020 corrections.
 """
 
 from __future__ import annotations
@@ -19,3 +22,20 @@ UNCORRECTED, CORRECTED = "mp-uncorrected", "mp2020-corrected"
 OMAT24, MATPES_PBE, R2SCAN = "omat24", "matpes-pbe", "r2scan"
 OWN = "own"
 SCHEMES = (UNCORRECTED, CORRECTED, OMAT24, MATPES_PBE, R2SCAN, OWN)
+# Dispersion corrections; see `export.runtime.dispersion`.
+NO_DISPERSION, DISPERSIONS = "none", ("d3", "d3-atm")
+
+
+def plus_dispersion(scheme: str, dispersion: str) -> str:
+    """Scheme of the energies of another scheme after a dispersion correction."""
+    return scheme if dispersion == NO_DISPERSION else f"{scheme}+{dispersion}"
+
+
+def dispersion_of(scheme: str) -> str:
+    """Dispersion correction that the energies of a scheme include; ``none`` if there is none."""
+    return scheme.partition("+")[2] or NO_DISPERSION
+
+
+def without_dispersion(scheme: str) -> str:
+    """Scheme of the same energies without their dispersion correction."""
+    return scheme.partition("+")[0]

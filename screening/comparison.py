@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import xarray as xr
 from numpy.typing import NDArray
 
+from ..pipeline.energy_schemes import NO_DISPERSION, dispersion_of, without_dispersion
 from ..pipeline.errors import ConfigError, SourceError, StoreError, detail
 from ..pipeline.redaction import redact_urls
 from ..pipeline.store.schema import STRUCTURE
@@ -452,6 +453,9 @@ def _other_functionals(path: Path, table: pa.Table, scheme: str) -> list[str]:
     names = [name for name in table.column_names if stating_field(name) is not None]
     check_columns(path, names, table.column_names)
     rows = table.select(names).to_pylist() if names else [{}] * len(table)
+    allowed = OF_SCHEME.get(without_dispersion(scheme))
+    if allowed and dispersion_of(scheme) != NO_DISPERSION:  # which a run type need not state
+        allowed |= {f"{name}+vdW" for name in allowed}
     reasons = []
     for row in rows:
         try:
@@ -459,7 +463,7 @@ def _other_functionals(path: Path, table: pa.Table, scheme: str) -> list[str]:
         except StatementError as error:
             reasons.append(error.reason)
             continue
-        other = stated is not None and str(stated) not in OF_SCHEME.get(scheme, {str(stated)})
+        other = stated is not None and allowed is not None and str(stated) not in allowed
         reasons.append(f"functional {stated}" if other else "")
     return reasons
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from ..export.runtime.dispersion import Dispersion
 from ..export.runtime.onnx_potential import OnnxPotential
+from ..pipeline.energy_schemes import NO_DISPERSION, plus_dispersion
 from ..pipeline.errors import ConfigError, StoreError
 from ..pipeline.provenance import recorded_path
 from ..pipeline.runs.cluster import jobs_kept
@@ -26,8 +28,9 @@ from ..pipeline.store.checksums import write_root_attributes
 from ..pipeline.store.graph_store import GraphStore, open_root
 from ..pipeline.store.writer import InputStore
 from .candidate_graphs import prepare_graphs
+from .convex_hull.energies import check_without_dispersion
 from .convex_hull.hull import hull
-from .convex_hull.reference_files import content_version
+from .convex_hull.reference_files import content_version, is_dataset
 from .dataset.paths import graphs_path
 from .dataset.reader import ScoresReader
 from .dataset.scores import SCORES_SCHEMA, open_scores
@@ -51,7 +54,7 @@ _FOLDER = StepsFolder(
         *(ACCURATE, graphs_path(ACCURATE), "accurate.trajectories", RESULT, "*.report.html"),
     ),
     first_use={
-        "device": (FAST,),
+        **dict.fromkeys(("dispersion", "device"), (FAST,)),
         **dict.fromkeys(("references", "scheme"), (FAST_HULL, RESULT)),
         "settings": (CHOSEN, ACCURATE, RESULT),
         "relaxation": (ACCURATE,),
@@ -117,6 +120,7 @@ def cascade(
     fast_references: Paths | None = None,
     relaxation: RelaxSettings | None = None,
     scheme: str | None = None,
+    dispersion: str = NO_DISPERSION,
     device: str = "cpu",
     scheduler: str | None = None,
     budget: float | None = None,
@@ -154,6 +158,8 @@ def cascade(
         fast_references: References for the fast model, if its energies follow a different scheme.
         relaxation: Settings of the relaxation with the accurate model; None for the defaults.
         scheme: Energy scheme of references that do not state one.
+        dispersion: Dispersion correction that is added to both models: ``none``, ``d3`` or ``d3-atm``. References must
+            then be datasets that include the same correction.
         device: Device of the workers; see `export.runtime.providers`.
         scheduler: See `pipeline.runs.cluster.connect`.
         budget: Hours after which the relaxation starts no more parts; None sets no limit.
@@ -183,6 +189,7 @@ def cascade(
     larger = fast if models[0].cutoff > models[1].cutoff else accurate
     if overwrite:
         _FOLDER.check_removable(Path(out))  # before the graphs, which lie beside the folder, are replaced
+    _check_dispersion(dispersion, dict(zip((fast, accurate), models, strict=True)), [references, fast_references or ()])
     options = RunOptions(scheduler=scheduler, overwrite=overwrite, progress=progress)
     prepared = prepare_graphs(sources, larger, candidates_path(out), options)
     if announce is not None and prepared.summary:
@@ -196,10 +203,16 @@ def cascade(
         "settings": asdict(chosen),
         "relaxation": asdict(relaxation or RelaxSettings()) if chosen.relax else None,
         "scheme": scheme,
+        "dispersion": dispersion,
         "device": device,
         "equiscreen": version("equiscreen"),
     }
-    common: dict[str, Any] = {"device": device, "scheduler": scheduler, "progress": progress}
+    common: dict[str, Any] = {
+        "dispersion": dispersion,
+        "device": device,
+        "scheduler": scheduler,
+        "progress": progress,
+    }
     inputs = [store, fast, accurate, *path_names(references), *path_names(fast_references or ())]
     with _FOLDER.opened(folder, plan, inputs, overwrite=overwrite):
         if not (folder / FAST).exists():
@@ -219,6 +232,19 @@ def cascade(
             hull(folder / ACCURATE, references, folder / RESULT, scheme=scheme, progress=progress)
         _annotate(folder / RESULT, len(graphs), len(kept), len(rejected), chosen)
     return open_scores(folder / RESULT)
+
+
+def _check_dispersion(dispersion: str, models: Mapping[str | Path, OnnxPotential], references: Sequence[Paths]) -> None:
+    """Check that a dispersion correction fits the models and the references of a cascade.
+
+    Raises:
+        ConfigError: The correction cannot be added to a model, or references cannot include it.
+    """
+    for path, model in models.items():
+        Dispersion.of(dispersion, {str(path): model.metadata})
+        scheme = plus_dispersion(model.metadata.energy_scheme, dispersion)
+        for name in (name for given in references for name in path_names(given) if not is_dataset(name)):
+            check_without_dispersion(scheme, name)
 
 
 def summary(found: xr.Dataset, out: str | Path) -> str:

@@ -31,7 +31,7 @@ from ...pipeline.sources.discovery import OPTIMADE_PREFIX, Paths, path_names
 from ...pipeline.structures.structure import Structure
 from ...pipeline.suggestions import unknown_name
 from ...screening.chemistry.composition import Compositions
-from ...screening.convex_hull.energies import ScoredEnergies, check_same_basis
+from ...screening.convex_hull.energies import ScoredEnergies, check_same_basis, check_without_dispersion
 from ...screening.convex_hull.mp2020 import MP2020
 from ...screening.convex_hull.reference_entries import entry_phases, entry_records
 from ...screening.convex_hull.reference_files import is_dataset
@@ -99,12 +99,15 @@ def fetch_references(
         The summary, which is also stored in the metadata of the table.
 
     Raises:
-        ConfigError: A source has no suitable references, is unknown or needs a setting.
+        ConfigError: A source has no suitable references, is unknown or needs a setting; or the energies of the
+            candidates include dispersion.
         SourceError: A source cannot be read, or a server fails.
         StoreError: A scores dataset is missing or damaged.
         OutputExistsError: The table exists, cannot be written, or another run is writing it.
     """
     target, given = Path(out), path_names(what)
+    for name in given:
+        check_without_dispersion(scheme, name)
     for name in (scheme, assumed or scheme):
         if name not in SCHEMES:
             raise ConfigError(unknown_name("energy scheme", name, SCHEMES))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ...pipeline.errors import ModelFileError
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.graphs.potential import SPREAD, Evaluation, OutputSpec, with_spread
+from .metadata import ModelMetadata
 from .onnx_potential import OnnxPotential, model_provenance
 
 MEMBERS_ARRAY, MEMBER = "energy_members", "member"
@@ -61,6 +62,11 @@ class Ensemble:
         """
         paths = paths_of(models)
         return cls([OnnxPotential.load(path, **settings) for path in paths], [str(path) for path in paths])
+
+    @property
+    def metadata(self) -> dict[str, ModelMetadata]:
+        """Metadata of each member, by the path of its file."""
+        return {name: member.metadata for name, member in zip(self.names, self.members, strict=True)}
 
     @property
     def minimum_distances(self) -> dict[tuple[int, int], float]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.energy_schemes import CORRECTED, OWN, UNCORRECTED
+from ...pipeline.energy_schemes import CORRECTED, NO_DISPERSION, OWN, UNCORRECTED, dispersion_of
 from ...pipeline.errors import ConfigError, StoreError
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.store.graph_store import GraphStore
@@ -250,4 +250,23 @@ def check_same_basis(candidates: str, other: str, where: str) -> None:
         raise ConfigError(
             f"{where}: the energies follow the scheme {other!r}, which cannot be compared with the candidates' scheme "
             f"{candidates!r}; use references of the candidates' scheme"
+        )
+
+
+def check_without_dispersion(candidates: str, where: str) -> None:
+    """Reject references other than datasets, which cannot include the dispersion correction of the candidates.
+
+    Args:
+        candidates: Energy scheme of the candidates.
+        where: File of the references.
+
+    Raises:
+        ConfigError: The energies of the candidates include a dispersion correction.
+    """
+    dispersion = dispersion_of(candidates)
+    if dispersion != NO_DISPERSION:
+        raise ConfigError(
+            f"{where}: these references include no dispersion, but the energies of the candidates do ({candidates}); "
+            f"relax the references with the same model and `--dispersion {dispersion}`, and use that dataset (`rank "
+            "--relax-references` does so)"
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...pipeline.energy_schemes import OWN, SCHEMES
+from ...pipeline.energy_schemes import OWN, SCHEMES, without_dispersion
 from ...pipeline.errors import ConfigError, SourceError, StoreError
 from ...pipeline.runs.target import ROOT_FILE
 from ...pipeline.sources.discovery import find_files
@@ -17,7 +17,7 @@ from ...pipeline.store.graph_store import open_root
 from ...pipeline.structures.structure import Structure
 from ..chemistry.composition import Compositions
 from ..dataset.scores import SCORES_SCHEMA
-from .energies import ScoredEnergies, check_same_basis
+from .energies import ScoredEnergies, check_same_basis, check_without_dispersion
 from .mp2020 import MP2020
 from .reference_entries import read_entries
 from .reference_tables import TABLES, FormationEnergy, add_formation_energies, read_table
@@ -69,8 +69,9 @@ def read_references(
 
     Raises:
         ConfigError: An energy scheme is unknown or incompatible, or a file has no usable entry; a dataset holds
-            unrelaxed structures, the candidates are relaxed, and `allow_unrelaxed` is not set; or `own_energies` is
-            set, and the references are not a dataset computed with the candidates' model.
+            unrelaxed structures, the candidates are relaxed, and `allow_unrelaxed` is not set; `own_energies` is set,
+            and the references are not a dataset computed with the candidates' model; or only the energies of the
+            candidates include dispersion.
         SourceError: A file cannot be read, or has no structures although they are needed.
         StoreError: A dataset cannot be read, or has no energies.
     """
@@ -87,6 +88,8 @@ def read_references(
             raise ConfigError(
                 f"{path} is not a scores dataset; relax the references with the model of the candidates first"
             )
+        if not is_dataset(name):
+            check_without_dispersion(candidates.scheme, name)
         if name.endswith(TABLES):
             left_out = tables[len(account)] = LeftOut()
             notes = {**read_table(name, settings, found, waiting, left_out), **left_out.attrs()}
@@ -138,7 +141,7 @@ def _read_dataset(
             "them"
         )
     check_same_basis(candidates.scheme, rows.scheme, path)
-    if rows.scheme == OWN and rows.model != candidates.model and settings.assumed != OWN:
+    if without_dispersion(rows.scheme) == OWN and rows.model != candidates.model and settings.assumed != OWN:
         raise ConfigError(
             f"{path}: these energies come from another model, and each model has a scheme of its own; use --scheme own "
             "if both models were trained on the same energies"

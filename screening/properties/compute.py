@@ -13,8 +13,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from ...export.runtime.dispersion import Dispersion, provenance_with, recorded, with_dispersion
 from ...export.runtime.onnx_potential import OnnxPotential, check_gradients, model_provenance
 from ...export.runtime.providers import CPU, device_kind, providers
+from ...pipeline.energy_schemes import NO_DISPERSION
 from ...pipeline.errors import ConfigError
 from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.cluster import IN_PROCESS
@@ -52,6 +54,7 @@ def compute_properties(
     where: str | None = None,
     relax: bool = True,
     store: str | Path | None = None,
+    dispersion: str = NO_DISPERSION,
     slots: int = DEFAULT_SLOTS,
     device: str = CPU,
     scheduler: str | None = None,
@@ -84,6 +87,8 @@ def compute_properties(
         where: Filter expression on the columns of the source; see `selection.filter_expression`.
         relax: Whether to relax the structures first.
         store: Graph store of the source, if it was moved.
+        dispersion: Dispersion correction that is added to the model: ``none``, ``d3`` or ``d3-atm``; see
+            `export.runtime.dispersion`.
         slots: Neighbour slots per batch.
         device: Device that evaluates the model; see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
@@ -100,15 +105,23 @@ def compute_properties(
         ModelFileError: The model cannot be used, or lacks energy, forces or stress.
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: An output exists, or another run is writing it.
-        ConfigError: A property, the preset, the filter or the limit is invalid, the output is a URL, or a library that
-            a property needs is not installed.
+        ConfigError: A property, the preset, the filter or the limit is invalid, the output is a URL, a library that a
+            property needs is not installed, or the dispersion correction cannot be added to the model.
     """
     begin = time.monotonic()
     options = RunOptions(
         scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress, device=device, slots=slots
     )
     plan = _Plan(
-        Candidates.of(source, where, limit, store), model, out, what, preset, options, where=where, relax=relax
+        Candidates.of(source, where, limit, store),
+        model,
+        out,
+        what,
+        preset,
+        options,
+        where=where,
+        relax=relax,
+        dispersion=dispersion,
     )
     if scheduler in (None, IN_PROCESS):
         providers(device)  # workers on other machines have other devices
@@ -140,9 +153,11 @@ class _Plan:
         options: Options of the run.
         where: Filter that the structures were chosen with.
         relax: Whether to relax the structures first.
+        dispersion: Name of the dispersion correction.
 
     Raises:
-        ConfigError: A property or the preset is unknown, a library is not installed, or the output is a URL.
+        ConfigError: A property or the preset is unknown, a library is not installed, the output is a URL, or the
+            dispersion correction cannot be added to the model.
         ModelFileError: The model cannot be used, or lacks energy, forces or stress.
     """
 
@@ -157,6 +172,7 @@ class _Plan:
         *,
         where: str | None,
         relax: bool,
+        dispersion: str,
     ) -> None:
         self.candidates, self.model, self.options, self.out = candidates, model, options, str(out)
         if "://" in self.out:
@@ -166,7 +182,9 @@ class _Plan:
         chosen = preset_named(preset)
         self.record = {**chosen.record(what), "relax": relax, "where": where}
         self.potential = potential_for(model)
-        self.protocol = Protocol.of(chosen, what, self.potential, relax=relax)
+        self.dispersion = Dispersion.of(dispersion, {str(model): self.potential.metadata})
+        corrected = with_dispersion(self.potential, self.dispersion)
+        self.protocol = Protocol.of(chosen, what, corrected, relax=relax)
         own = (*base_arrays(chosen.relaxation), *property_arrays(self.protocol.properties))
         self.columns = candidates.columns({spec.name for spec in own})
         self.specs: tuple[ArraySpec, ...] = (*own, *self.columns, *table_arrays(self.protocol.properties))
@@ -178,6 +196,7 @@ class _Plan:
             "inputs": [store.store_hash for store in candidates.inputs()],
             "rows": hashlib.sha256(candidates.rows.tobytes()).hexdigest(),
             "model_sha256": self.potential.sha256,
+            "dispersion": recorded(self.dispersion),
             "limit": options.limit,
             "slots": options.slots,
             "device": device_kind(options.device),
@@ -228,6 +247,7 @@ class _Plan:
                 tuple(spec.name for spec in self.columns),
                 self.graph_columns,
                 self.potential.sha256,
+                self.dispersion,
                 self.protocol,
                 run.staging.parts,
                 graphs,
@@ -304,7 +324,7 @@ class _Plan:
                 "store_hash": self.candidates.inputs()[-1].store_hash,
                 "left_out": self.candidates.left_out,
             },
-            "model": model_provenance(self.model, self.potential),
+            "model": provenance_with(model_provenance(self.model, self.potential), self.dispersion),
             "software": {name: version(name) for name in ("equiscreen", "onnxruntime", "numpy", "moyopy")},
             "settings": {**options, **self.record},
             "status_counts": dict(zip(PROPERTY_STATUSES, counts.tolist(), strict=True)),

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...export.runtime.dispersion import Dispersion, with_dispersion
+from ...pipeline.energy_schemes import NO_DISPERSION
 from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE
 from ..dataset.parts import uncompressed_bytes
 from ..relaxation.output import relaxed_graph_arrays
@@ -60,6 +62,7 @@ def estimate(
     where: str | None = None,
     limit: int | None = None,
     store: str | Path | None = None,
+    dispersion: str = NO_DISPERSION,
 ) -> PropertiesEstimate:
     """Estimate the cost of `compute_properties`: compute some structures in this process, and scale up.
 
@@ -71,12 +74,14 @@ def estimate(
         where: Filter expression.
         limit: Largest number of structures.
         store: Graph store of the source, if it was moved.
+        dispersion: Name of the dispersion correction, as for `compute_properties`.
 
     Raises:
         EquiscreenError: As for `compute_properties`.
     """
     candidates = Candidates.of(source, where, limit, store)
-    potential = potential_for(model)
+    network = potential_for(model)
+    potential = with_dispersion(network, Dispersion.of(dispersion, {str(model): network.metadata}))
     protocol = Protocol.of(preset_named(preset), what, potential)
     work = expected_work(candidates, protocol)
     # Structures of typical cost: the largest of many could take very long.

@@ -11,6 +11,7 @@ import numpy as np
 from distributed import get_worker
 
 from ...export.runtime.dask_plugin import plugin_name
+from ...export.runtime.dispersion import Dispersion, with_dispersion
 from ...pipeline.runs.parts import PartArray, PartKey, PartManifest, write_part
 from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE
 from ..relaxation import batched
@@ -36,6 +37,7 @@ class PropertyTask:
         columns: Columns to copy from the source.
         graph_columns: Input columns to copy from the graph store.
         model_sha256: SHA-256 of the model file, which identifies the worker plugin that holds its session.
+        dispersion: Dispersion correction that is added to the model, if any.
         protocol: What is computed.
         folder: Folder of the parts of the dataset; the manifest in it is written last, and marks the part as complete.
         graphs: Folder of the parts of the graph store.
@@ -50,6 +52,7 @@ class PropertyTask:
     columns: tuple[str, ...]
     graph_columns: tuple[str, ...]
     model_sha256: str
+    dispersion: Dispersion | None
     protocol: Protocol
     folder: Path
     graphs: Path
@@ -80,7 +83,8 @@ def property_part(task: PropertyTask) -> PartManifest:
         killed = Relaxed(batched.TOO_LARGE, None, None, 0, reason=_KILLED)
         computed = [Computed.without_properties(killed, Outcome(TOO_LARGE, note=_KILLED), properties)]
     else:
-        potential = get_worker().plugins[plugin_name(task.model_sha256)].potential
+        network = get_worker().plugins[plugin_name(task.model_sha256)].potential
+        potential = with_dispersion(network, task.dispersion)
         computed = compute_materials(given, potential, task.protocol)
     relaxed = [one.relaxed for one in computed]
     scores: dict[str, PartArray] = score_rows(block, relaxed, task.protocol.relaxation)

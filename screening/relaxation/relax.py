@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ...export.runtime.dispersion import Dispersion, provenance_with, recorded, with_dispersion
 from ...export.runtime.onnx_potential import OnnxPotential, check_cutoff, check_gradients, model_provenance
 from ...export.runtime.providers import CPU, device_kind, providers
+from ...pipeline.energy_schemes import NO_DISPERSION
 from ...pipeline.errors import ConfigError, EquiscreenError, OutputExistsError
 from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.cluster import IN_PROCESS
@@ -55,6 +57,7 @@ def relax(
     out: str | Path,
     settings: RelaxSettings | None = None,
     *,
+    dispersion: str = NO_DISPERSION,
     slots: int = DEFAULT_SLOTS,
     device: str = CPU,
     scheduler: str | None = None,
@@ -84,6 +87,8 @@ def relax(
         model: ONNX file made by `export_onnx`, with energy, forces and stress.
         out: Scores dataset to write.
         settings: Settings of the relaxation; None uses the defaults.
+        dispersion: Dispersion correction that is added to the model: ``none``, ``d3`` or ``d3-atm``; see
+            `export.runtime.dispersion`.
         slots: Neighbour slots per batch.
         device: Device on which the model runs; see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
@@ -101,14 +106,15 @@ def relax(
             the graphs.
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: An output exists, or another run is writing it.
-        ConfigError: The limit is below 1, or the output is a URL.
+        ConfigError: The limit is below 1, the output is a URL, or the dispersion correction cannot be added to the
+            model.
         EquiscreenError: The budget was spent before all structures were relaxed.
     """
     begin = time.monotonic()
     options = RunOptions(
         scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress, device=device, slots=slots
     )
-    plan = _RelaxPlan(GraphStore(store), model, out, settings or RelaxSettings(), options)
+    plan = _RelaxPlan(GraphStore(store), model, out, settings or RelaxSettings(), options, dispersion)
     if scheduler in (None, IN_PROCESS):
         providers(device)  # workers on other machines have other devices
     inputs = [InputStore.of(plan.graphs)]
@@ -144,18 +150,27 @@ class _RelaxPlan:
         out: Scores dataset to write.
         settings: Settings of the relaxation.
         options: Options of the run.
+        dispersion: Name of the dispersion correction.
 
     Raises:
-        ConfigError: The limit is below 1, or the output is a URL.
+        ConfigError: The limit is below 1, the output is a URL, or the dispersion correction cannot be added to the
+            model.
         ModelFileError: The model cannot be used, lacks energy, forces or stress, or its cutoff exceeds the cutoff of
             the graphs.
     """
 
     def __init__(
-        self, graphs: GraphStore, model: str | Path, out: str | Path, settings: RelaxSettings, options: RunOptions
+        self,
+        graphs: GraphStore,
+        model: str | Path,
+        out: str | Path,
+        settings: RelaxSettings,
+        options: RunOptions,
+        dispersion: str,
     ) -> None:
         self.graphs, self.model, self.settings, self.options = graphs, model, settings, options
         self.potential = _potential_for(graphs, model)
+        self.dispersion = Dispersion.of(dispersion, {str(model): self.potential.metadata})
         self.size = structures_within(graphs, options.limit)
         self.out = str(out)
         self.trajectories_out = Path(graphs_path(out).removesuffix(".graphs.zarr") + ".trajectories")
@@ -171,6 +186,7 @@ class _RelaxPlan:
             "kind": RELAXED,
             "store_hash": graphs.store_hash,
             "model_sha256": self.potential.sha256,
+            "dispersion": recorded(self.dispersion),
             "limit": options.limit,
             "slots": options.slots,
             "device": device_kind(options.device),
@@ -214,7 +230,7 @@ class _RelaxPlan:
         )
         graphs, trajectories = self.relaxed_graphs.parts(run.staging), run.staging.work / TRAJECTORIES
         trajectories.mkdir(exist_ok=True)
-        plausibility = Plausibility.of(self.potential)
+        plausibility = Plausibility.of(with_dispersion(self.potential, self.dispersion))
         tasks = (
             RelaxTask(
                 number,
@@ -226,6 +242,7 @@ class _RelaxPlan:
                 self.graphs.store_hash,
                 self.columns,
                 self.potential.sha256,
+                self.dispersion,
                 self.settings,
                 plausibility,
                 run.staging.parts,
@@ -289,7 +306,7 @@ class _RelaxPlan:
                 "path": recorded_path(self.graphs.path, self.out),
                 "store_hash": self.graphs.store_hash,
             },
-            "model": model_provenance(self.model, self.potential),
+            "model": provenance_with(model_provenance(self.model, self.potential), self.dispersion),
             "software": {name: version(name) for name in ("equiscreen", "onnxruntime", "numpy")},
             "settings": {**options, **asdict(self.settings)},
             "status_counts": dict(statuses),
@@ -400,6 +417,7 @@ def estimate(
     settings: RelaxSettings | None = None,
     limit: int | None = None,
     *,
+    dispersion: str = NO_DISPERSION,
     sample_of: int | None = None,
 ) -> RelaxEstimate:
     """Estimate the cost of a relaxation: relax some structures in this process and scale up by edges.
@@ -409,15 +427,17 @@ def estimate(
         model: ONNX file.
         settings: Settings of the relaxation; None uses the defaults.
         limit: Scale up to the first `limit` structures only.
+        dispersion: Name of the dispersion correction, as for `relax`.
         sample_of: Scale up to this many structures, of which the store is a sample.
 
     Raises:
-        ConfigError: The limit is below 1.
+        ConfigError: The limit is below 1, or the dispersion correction cannot be added to the model.
         StoreError: The store cannot be read.
         ModelFileError: As for `relax`.
     """
     graphs = GraphStore(store)
-    potential = _potential_for(graphs, model)
+    network = _potential_for(graphs, model)
+    potential = with_dispersion(network, Dispersion.of(dispersion, {str(model): network.metadata}))
     size = structures_within(graphs, limit)
     rows = np.unique(np.linspace(0, size - 1, SAMPLE).astype(int)).tolist()
     sample = [(row, graphs.block(row, row + 1, labels=False).structure(0)) for row in rows]

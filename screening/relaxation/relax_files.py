@@ -9,6 +9,7 @@ from typing import Any
 import xarray as xr
 
 from ...export.runtime.ensemble import Ensemble
+from ...pipeline.energy_schemes import NO_DISPERSION
 from ...pipeline.errors import OutputExistsError
 from ...pipeline.runs.cluster import jobs_kept
 from ...pipeline.runs.options import RunOptions
@@ -98,7 +99,12 @@ def relax_files(
 
 
 def estimate(
-    sources: Paths, model: str | Path, settings: RelaxSettings | None = None, limit: int | None = None
+    sources: Paths,
+    model: str | Path,
+    settings: RelaxSettings | None = None,
+    limit: int | None = None,
+    *,
+    dispersion: str = NO_DISPERSION,
 ) -> StepsEstimate:
     """Estimate the cost of `relax_files` from a sample.
 
@@ -107,6 +113,7 @@ def estimate(
         model: ONNX file.
         settings: Settings of the relaxation; None uses the defaults.
         limit: Read only the first `limit` records or, from a store, structures.
+        dispersion: Name of the dispersion correction, as for `equiscreen.screening.relax`.
 
     Returns:
         The estimate of each step.
@@ -117,9 +124,8 @@ def estimate(
     named = path_names(sources)
     store = graph_store_of(named)
     if store is not None:
-        return StepsEstimate({"relax": estimate_relaxation(store, model, settings, limit)})
+        return StepsEstimate({"relax": estimate_relaxation(store, model, settings, limit, dispersion=dispersion)})
     cutoff = Ensemble.load(model, threads=1).cutoff
     with sampled_graphs(named, cutoff, limit) as (featurizing, sample, expected):
-        return StepsEstimate(
-            {"featurize": featurizing, "relax": estimate_relaxation(sample, model, settings, sample_of=expected)}
-        )
+        cost = estimate_relaxation(sample, model, settings, dispersion=dispersion, sample_of=expected)
+        return StepsEstimate({"featurize": featurizing, "relax": cost})

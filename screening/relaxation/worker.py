@@ -14,6 +14,7 @@ import numpy as np
 from distributed import get_worker
 
 from ...export.runtime.dask_plugin import plugin_name
+from ...export.runtime.dispersion import Dispersion, with_dispersion
 from ...pipeline.atomic import write_text_atomically
 from ...pipeline.plain_text import extxyz_text
 from ...pipeline.runs.parts import PartKey, PartManifest, write_part
@@ -37,6 +38,7 @@ class RelaxTask:
         store_hash: Hash of the graph store when the run began.
         columns: Input columns to copy from the graph store.
         model_sha256: SHA-256 of the model file, which identifies the worker plugin that holds its session.
+        dispersion: Dispersion correction that is added to the model, if any.
         settings: Settings of the relaxation.
         plausibility: Bounds outside of which a result is meaningless.
         folder: Folder of the parts of the scores dataset; the manifest in it is written last, and marks the part as
@@ -55,6 +57,7 @@ class RelaxTask:
     store_hash: str
     columns: tuple[str, ...]
     model_sha256: str
+    dispersion: Dispersion | None
     settings: RelaxSettings
     plausibility: Plausibility
     folder: Path
@@ -86,7 +89,8 @@ def relax_part(task: RelaxTask) -> PartManifest:
     if task.skip:
         found = [Relaxed(TOO_LARGE, None, None, 0, reason="the worker process died (out of memory, or a crash)")]
     else:
-        potential = get_worker().plugins[plugin_name(task.model_sha256)].potential
+        network = get_worker().plugins[plugin_name(task.model_sha256)].potential
+        potential = with_dispersion(network, task.dispersion)
         rows = range(first, last)
         pairs = zip(rows, given, strict=True)
         done = dict(relax_structures(pairs, potential, task.settings, plausibility=task.plausibility))

@@ -17,9 +17,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from ...export.runtime.dispersion import Dispersion, provenance_with, recorded, with_dispersion
 from ...export.runtime.ensemble import Ensemble, Models, paths_of
 from ...export.runtime.onnx_potential import check_cutoff
 from ...export.runtime.providers import CPU, device_kind, providers
+from ...pipeline.energy_schemes import NO_DISPERSION
 from ...pipeline.errors import ConfigError, StoreError
 from ...pipeline.provenance import recorded_path, unrecorded_folders, without_folder
 from ...pipeline.redaction import redact_urls
@@ -56,6 +58,7 @@ def screen(
     max_edges: int = MAX_SCORED_EDGES,
     min_distance: float | None = None,
     allow_extrapolation: bool = False,
+    dispersion: str = NO_DISPERSION,
     device: str = CPU,
     scheduler: str | None = None,
     limit: int | None = None,
@@ -87,6 +90,8 @@ def screen(
             ``extrapolating``. None applies only the bounds of `screening.plausibility`.
         allow_extrapolation: Whether structures whose distances, forces or energies are implausible
             (`screening.plausibility`) count as ok; otherwise their status is ``extrapolating``.
+        dispersion: Dispersion correction that is added to the model: ``none``, ``d3`` or ``d3-atm``; see
+            `export.runtime.dispersion`.
         device: Device on which the model runs; see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Score only the first `limit` structures.
@@ -104,7 +109,8 @@ def screen(
             the scores to append to come from other graphs, models or settings.
         ModelFileError: A model cannot be used, its cutoff exceeds the graphs' cutoff, or the models are incompatible.
         DeviceError: The device does not exist here, or on a worker.
-        ConfigError: The limit is below 1, or both `append` and `overwrite` are set.
+        ConfigError: The limit is below 1, both `append` and `overwrite` are set, or the dispersion correction cannot be
+            added to the model.
         OutputExistsError: The output exists, or another run is writing it.
     """
     options = RunOptions(
@@ -116,6 +122,7 @@ def screen(
         out,
         ScoreLimits(max_edges, min_distance, allow_extrapolation),
         options,
+        dispersion=dispersion,
         append=append,
         command=command,
     )
@@ -128,12 +135,13 @@ def screen_store(
     limits: ScoreLimits,
     options: RunOptions,
     *,
+    dispersion: str = NO_DISPERSION,
     append: bool = False,
     command: str | None = None,
 ) -> xr.Dataset:
     """Score every structure of an open graph store; arguments and errors as for `screen`."""
     begin = time.monotonic()
-    plan = _ScreenPlan(graphs, models, limits, options, append=append)
+    plan = _ScreenPlan(graphs, models, limits, options, dispersion=dispersion, append=append)
     if append and options.overwrite:
         raise ConfigError("--append extends the existing scores and --overwrite replaces them; use only one of them")
     if options.scheduler in (None, IN_PROCESS):
@@ -174,18 +182,27 @@ class _ScreenPlan:
         models: Model files.
         limits: Limits on what is scored.
         options: Options of the run.
+        dispersion: Name of the dispersion correction.
         append: Whether the run appends to an existing dataset.
 
     Raises:
-        ConfigError: The limit is below 1.
+        ConfigError: The limit is below 1, or the dispersion correction cannot be added to the models.
         ModelFileError: A model cannot be used, its cutoff exceeds the graphs' cutoff, or the models are incompatible.
     """
 
     def __init__(
-        self, graphs: GraphStore, models: Models, limits: ScoreLimits, options: RunOptions, *, append: bool
+        self,
+        graphs: GraphStore,
+        models: Models,
+        limits: ScoreLimits,
+        options: RunOptions,
+        *,
+        dispersion: str,
+        append: bool,
     ) -> None:
         self.graphs, self.models, self.limits, self.options = graphs, paths_of(models), limits, options
         self.ensemble = _ensemble_for(graphs, self.models)
+        self.dispersion = Dispersion.of(dispersion, self.ensemble.metadata)
         self.size = structures_within(graphs, options.limit)
         self.arrays = score_arrays(self.ensemble.outputs)
         self.columns = carried_columns(graphs, self.arrays)
@@ -202,6 +219,7 @@ class _ScreenPlan:
             "store_hash": graphs.store_hash,
             "model_sha256": self.ensemble.sha256,
             **self.settings,
+            "dispersion": recorded(self.dispersion),
             "device": device_kind(options.device),
             "append": append,
             "equiscreen": version("equiscreen"),
@@ -238,8 +256,11 @@ class _ScreenPlan:
         known = _hashes(self.graphs.attrs, self.graphs.store_hash)
         if base.attrs["graph_store"]["store_hash"] not in known:
             wrong.append("different graphs")
-        if base.attrs.get("model", {}).get("sha256") != self.ensemble.sha256:
+        model = base.attrs.get("model", {})
+        if model.get("sha256") != self.ensemble.sha256:
             wrong.append("different model")
+        if model.get("dispersion") != recorded(self.dispersion):
+            wrong.append("different dispersion")
         found = {name: value for name, value in base.attrs.get("settings", {}).items() if name != "limit"}
         if found != {name: value for name, value in self.settings.items() if name != "limit"}:
             wrong.append("different settings")
@@ -290,7 +311,7 @@ class _ScreenPlan:
         from .worker import CopyTask, ScreenTask  # noqa: PLC0415 - imports distributed, 0.7 s
 
         models = tuple(member.sha256 for member in self.ensemble.members)
-        plausibility = Plausibility.of(self.ensemble)
+        plausibility = Plausibility.of(with_dispersion(self.ensemble, self.dispersion))
         for number, (start, stop) in enumerate(self.spans):
             missing = run.missing(number, stop - start)
             if stop <= self.taken and self.base is not None:
@@ -309,6 +330,7 @@ class _ScreenPlan:
                     self.graphs.store_hash,
                     self.columns,
                     models,
+                    self.dispersion,
                     self.limits,
                     plausibility,
                     run.staging.parts,
@@ -321,7 +343,7 @@ class _ScreenPlan:
             "coordinates": " ".join((*COORDINATES, *self.columns)),
             "schema": SCORES_SCHEMA,
             "graph_store": graphs,
-            "model": self.ensemble.provenance(),
+            "model": provenance_with(self.ensemble.provenance(), self.dispersion),
             "software": {name: version(name) for name in ("equiscreen", "onnxruntime", "numpy")},
             "settings": self.settings,
         }
@@ -447,7 +469,12 @@ class ScreenEstimate:
 
 
 def estimate(
-    store: str | Path, model: Models, limit: int | None = None, *, sample_of: int | None = None
+    store: str | Path,
+    model: Models,
+    limit: int | None = None,
+    *,
+    dispersion: str = NO_DISPERSION,
+    sample_of: int | None = None,
 ) -> ScreenEstimate:
     """Estimate the cost of a screen: score the first structures in this process and scale up by edges.
 
@@ -455,15 +482,17 @@ def estimate(
         store: Path or URL of the graph store.
         model: ONNX file, or several.
         limit: Scale up to the first `limit` structures only.
+        dispersion: Name of the dispersion correction, as for `screen`.
         sample_of: Number of structures to scale up to, if the store is a sample of them.
 
     Raises:
-        ConfigError: The limit is below 1.
+        ConfigError: The limit is below 1, or the dispersion correction cannot be added to the model.
         StoreError: The store cannot be read.
         ModelFileError: As for `screen`.
     """
     graphs = GraphStore(store)
-    potential = _ensemble_for(graphs, model)
+    ensemble = _ensemble_for(graphs, model)
+    potential = with_dispersion(ensemble, Dispersion.of(dispersion, ensemble.metadata))
     size = structures_within(graphs, limit)
     sample = min(size, ESTIMATE_STRUCTURES)
     begin = time.monotonic()

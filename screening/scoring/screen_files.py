@@ -9,6 +9,7 @@ import xarray as xr
 
 from ...export.runtime.ensemble import Ensemble, Models
 from ...export.runtime.providers import CPU
+from ...pipeline.energy_schemes import NO_DISPERSION
 from ...pipeline.runs.cluster import jobs_kept
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.target import Target
@@ -38,6 +39,7 @@ def screen_files(
     max_edges: int = MAX_SCORED_EDGES,
     min_distance: float | None = None,
     allow_extrapolation: bool = False,
+    dispersion: str = NO_DISPERSION,
     device: str = CPU,
     scheduler: str | None = None,
     limit: int | None = None,
@@ -68,6 +70,8 @@ def screen_files(
         max_edges: Structures with more edges than this are too large.
         min_distance: Shortest interatomic distance, angstrom; see `equiscreen.screening.screen`.
         allow_extrapolation: Whether implausible structures count as ok; see `equiscreen.screening.screen`.
+        dispersion: Dispersion correction that is added to the model: ``none``, ``d3`` or ``d3-atm``; see
+            `export.runtime.dispersion`.
         device: Device on which the model runs; see `export.runtime.providers.providers`.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Read only the first `limit` records or, from a store, structures.
@@ -98,10 +102,19 @@ def screen_files(
     if announce is not None and graphs.summary:
         announce(graphs.summary)
     limits = ScoreLimits(max_edges, min_distance, allow_extrapolation)
-    return screen_store(GraphStore(graphs.path), model, out, limits, options, append=append, command=command)
+    return screen_store(
+        GraphStore(graphs.path), model, out, limits, options, dispersion=dispersion, append=append, command=command
+    )
 
 
-def estimate(sources: Paths, model: Models, out: str | Path, limit: int | None = None) -> StepsEstimate:
+def estimate(
+    sources: Paths,
+    model: Models,
+    out: str | Path,
+    limit: int | None = None,
+    *,
+    dispersion: str = NO_DISPERSION,
+) -> StepsEstimate:
     """Estimate the cost of both steps of `screen_files` from a sample.
 
     Args:
@@ -109,6 +122,7 @@ def estimate(sources: Paths, model: Models, out: str | Path, limit: int | None =
         model: ONNX file, or several.
         out: Scores dataset that would be written.
         limit: Read only the first `limit` records or, from a store, structures.
+        dispersion: Name of the dispersion correction, as for `screen_files`.
 
     Returns:
         The estimate of each step.
@@ -122,12 +136,12 @@ def estimate(sources: Paths, model: Models, out: str | Path, limit: int | None =
     named = path_names(sources)
     store = graph_store_of(named)
     if store is not None:
-        return StepsEstimate({"screen": estimate_screen(store, model, limit)})
+        return StepsEstimate({"screen": estimate_screen(store, model, limit, dispersion=dispersion)})
     cutoff = Ensemble.load(model, threads=1).cutoff
     path = graphs_path(out)
     if Target.of(path).exists() and not differences_of(path, named, cutoff, limit):
-        return StepsEstimate(
-            {"featurize": reused_summary(GraphStore(path)), "screen": estimate_screen(path, model, limit)}
-        )
+        reused, cost = reused_summary(GraphStore(path)), estimate_screen(path, model, limit, dispersion=dispersion)
+        return StepsEstimate({"featurize": reused, "screen": cost})
     with sampled_graphs(named, cutoff, limit) as (featurizing, sample, expected):
-        return StepsEstimate({"featurize": featurizing, "screen": estimate_screen(sample, model, sample_of=expected)})
+        cost = estimate_screen(sample, model, dispersion=dispersion, sample_of=expected)
+        return StepsEstimate({"featurize": featurizing, "screen": cost})

@@ -13,6 +13,7 @@ import zarr
 from distributed import get_worker
 
 from ...export.runtime.dask_plugin import plugin_name
+from ...export.runtime.dispersion import Dispersion, DispersionCorrected, with_dispersion
 from ...export.runtime.ensemble import Ensemble
 from ...pipeline.errors import EquiscreenError, StoreError
 from ...pipeline.graphs.graph_block import GraphBlock
@@ -37,6 +38,7 @@ class ScreenTask:
         store_hash: Hash of the graph store when the run began.
         columns: Input columns to copy from the graph store.
         models: SHA-256 of each model file, which identifies the worker plugin that holds its session.
+        dispersion: Dispersion correction that is added to the models, if any.
         limits: Limits on what is scored.
         plausibility: Bounds outside of which a structure is ``extrapolating``.
         folder: Folder of the parts.
@@ -52,6 +54,7 @@ class ScreenTask:
     store_hash: str
     columns: tuple[str, ...]
     models: tuple[str, ...]
+    dispersion: Dispersion | None
     limits: ScoreLimits
     plausibility: Plausibility
     folder: Path
@@ -124,7 +127,7 @@ class TimedPotential:
         seconds: Time spent on evaluations so far, seconds.
     """
 
-    def __init__(self, potential: Ensemble) -> None:
+    def __init__(self, potential: Ensemble | DispersionCorrected) -> None:
         self._potential = potential
         self.slots = potential.slots
         self.seconds = 0.0
@@ -161,7 +164,8 @@ def screen_part(task: ScreenTask | CopyTask) -> PartManifest:
 def _score(task: ScreenTask) -> PartManifest:
     began = time.perf_counter()
     plugins = [get_worker().plugins[plugin_name(sha256)] for sha256 in task.models]
-    potential = TimedPotential(Ensemble([plugin.potential for plugin in plugins], [str(p.model) for p in plugins]))
+    ensemble = Ensemble([plugin.potential for plugin in plugins], [str(p.model) for p in plugins])
+    potential = TimedPotential(with_dispersion(ensemble, task.dispersion))
     graphs = opened(str(task.store), task.store_hash)
     first, last = task.start + task.begin, task.start + task.end
     arrays: dict[str, PartArray]

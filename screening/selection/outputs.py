@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from ...pipeline.energy_schemes import NO_DISPERSION, dispersion_of
 from ...pipeline.runs.progress import ProgressReport
 from ...pipeline.store.schema import STRUCTURE, TEXT
 from ..dataset.parquet import ParquetFile, as_words
@@ -177,7 +178,9 @@ class SelectionWriter:
             elif one == OutputFormat.EXTXYZ:
                 made[one] = ExtxyzFile(self.folder / f"{STEM}.extxyz")
             elif one in (OutputFormat.VASP, OutputFormat.VASP_STATIC):
-                made[one] = VaspFolders(self.folder / one, static=one == OutputFormat.VASP_STATIC)
+                scheme = str(self.scores.attrs.get("model", {}).get("energy_scheme", ""))
+                static, dispersion = one == OutputFormat.VASP_STATIC, dispersion_of(scheme) != NO_DISPERSION
+                made[one] = VaspFolders(self.folder / one, static=static, dispersion=dispersion)
         return made
 
     def _attrs(self, recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class VaspFolders:
         folder: Folder to create.
         static: Use the settings of a single-point calculation (MPStaticSet) instead of the settings of a
             relaxation (MPRelaxSet).
+        dispersion: Add D3 with Becke-Johnson damping (IVDW=12), because the energies that the structures were chosen by
+            include it.
 
     Attributes:
         left_out: Names of structures without input, each with the reason.
@@ -30,8 +32,8 @@ class VaspFolders:
         ConfigError: pymatgen is not installed.
     """
 
-    def __init__(self, folder: Path, *, static: bool = False) -> None:
-        self._set = input_set(static=static)
+    def __init__(self, folder: Path, *, static: bool = False, dispersion: bool = False) -> None:
+        self._set, self._dispersion = input_set(static=static), dispersion
         self.folder = folder
         self.left_out: list[tuple[str, str]] = []
         folder.mkdir()
@@ -43,7 +45,7 @@ class VaspFolders:
                 self.left_out.append((name, "not periodic in three directions"))
                 continue
             try:
-                files = vasp_files(structure, name, self._set)
+                files = vasp_files(structure, name, self._set, dispersion=self._dispersion)
             except Exception as error:  # noqa: BLE001 - elements without settings raise various errors
                 self.left_out.append((name, detail(error)))
                 continue
@@ -71,7 +73,7 @@ def input_set(*, static: bool) -> Any:
     return MPStaticSet if static else MPRelaxSet
 
 
-def vasp_files(structure: Structure, name: str, settings: Any) -> dict[str, str]:
+def vasp_files(structure: Structure, name: str, settings: Any, *, dispersion: bool = False) -> dict[str, str]:
     """Return the text of each input file, by name.
 
     Sites are grouped by element, since there is one POTCAR per element.
@@ -80,13 +82,15 @@ def vasp_files(structure: Structure, name: str, settings: Any) -> dict[str, str]
         structure: Structure that is periodic in three directions.
         name: First line of POSCAR.
         settings: Class from `input_set`.
+        dispersion: Add D3 with Becke-Johnson damping.
     """
     from pymatgen.io.vasp import Poscar  # noqa: PLC0415 - slow to import
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymatgen warns about missing POTCARs and default magnetic moments
         # For a left-handed cell, pymatgen would negate the lattice vectors in POSCAR, but not the coordinates.
-        made = settings(to_pymatgen(structure.right_handed()), sort_structure=True)
+        crystal = to_pymatgen(structure.right_handed())
+        made = settings(crystal, sort_structure=True, vdw="dftd3-bj" if dispersion else None)
         poscar = Poscar(made.structure, comment=name)
         potcars = [str(symbol) for symbol in made.potcar_symbols]
         return {
