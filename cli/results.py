@@ -60,6 +60,15 @@ def hull(
             show_default="unknown",
         ),
     ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Temperature in K; adds the free energy above the hull of --model-references, with the vibrations of "
+            "`equiscreen properties --what phonons`, which S.zarr and all references must have.",
+            show_default="no free energies",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Compute every structure's energy above the convex hull.
@@ -93,6 +102,7 @@ def hull(
             exclude_self=exclude_self,
             within=within,
             error=error,
+            temperature=temperature,
             overwrite=overwrite,
             progress=shows_progress(),
         )

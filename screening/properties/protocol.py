@@ -10,8 +10,9 @@ these, and returns an `Outcome`:
 
 The run drives the generators of many materials and properties side by side and evaluates their cells together
 (`evaluation.run_stages`), so a generator may depend on nothing but its material and the results. It may raise
-`OutcomeError` to end with a status other than ok. A cell that has no graph, or for which the model predicts numbers
-that are not finite, ends the property of its material, so that `stages` sees valid results only.
+`OutcomeError` to end with a status other than ok. For a cell that has no graph, or for which the model predicts numbers
+that are not finite, an `OutcomeError` is raised at the `yield`; unless `stages` handles it, it ends the property of its
+material. So `stages` sees valid results only.
 
 Every value that a property returns belongs to an array that it declares: `Property.arrays` with one row per structure
 (values that an
@@ -31,7 +32,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,9 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.store.schema import ArraySpec, flags, structure_array
 from ...pipeline.structures.structure import Structure
 from ..relaxation.batched import RelaxSettings
+
+if TYPE_CHECKING:
+    from .lattice_dynamics.force_constants import BornCharges
 
 # Outcomes of a property, and of a material, whose status is that of its relaxation or else the first of its properties'
 # that is not ok.
@@ -99,6 +103,7 @@ class Material:
         forces: Its forces: float64[n_atoms, 3], eV/angstrom.
         stress: Its stress tensor: float64[3, 3], eV/angstrom^3.
         symprec: Tolerance of searches for symmetry: largest distance of a site from its symmetric position, angstrom.
+        born: Born charges of its atoms, if they are known.
     """
 
     structure: Structure
@@ -106,6 +111,7 @@ class Material:
     forces: NDArray[np.float64]
     stress: NDArray[np.float64]
     symprec: float
+    born: BornCharges | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,7 @@ class Outcome:
         values: Values by name of the array.
         tables: Rows by name of the table.
         note: Why the status is not ok.
+        derived: A new structure that the property has found.
         evaluations: Number of evaluations; `evaluation.run_stages` counts them.
     """
 
@@ -124,6 +131,7 @@ class Outcome:
     values: Mapping[str, Any] = field(default_factory=dict)
     tables: Mapping[str, NDArray[Any] | list[str]] = field(default_factory=dict)
     note: str = ""
+    derived: CellResult | None = None
     evaluations: int = 0
 
 
