@@ -256,7 +256,7 @@ def report(
     """Write an HTML report on a screening run.
 
     The report shows the best candidates with pictures, a table that can be sorted and filtered, structures that can be
-    rotated and downloaded, counts of structures, distributions of energies, how often each element occurs, and what the
+    rotated and downloaded, phonon bands, counts of structures, distributions of energies, element counts, and what the
     run cost. The page needs no other files and no internet connection. Candidates are ranked by energy above hull
     or, if the scores have none, by formation energy; `equiscreen hull` computes both, so run it first. Without either,
     candidates are ranked by energy per atom if all have the same composition, and otherwise not at all. Identical

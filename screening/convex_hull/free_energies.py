@@ -20,7 +20,8 @@ class VibrationalFreeEnergies:
     """Helmholtz free energies of the vibrations of the crystals of a dataset, at one temperature.
 
     They are interpolated between the temperatures of the dataset by cubic polynomials that also have the right slope,
-    which is minus the entropy.
+    which is minus the entropy. With steps of 100 K, the error is below 0.05 meV/atom above 100 K, and below 1 meV/atom
+    down to 0 K (Einstein and Debye crystals from 0.5 to 16 THz).
 
     Args:
         scores: Dataset of `compute_properties` with phonons, or one made from it.

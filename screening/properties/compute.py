@@ -30,13 +30,12 @@ from ..dataset.scores import COORDINATES, SCORES_SCHEMA, open_scores
 from ..relaxation.relaxed_graphs import RelaxedGraphs
 from .inputs import Candidates
 from .lattice_dynamics.born_files import BornFiles, content_hash
-from .lattice_dynamics.force_constants import BornCharges
 from .lattice_dynamics.mode_following import FOLLOWED_STATUSES
 from .lattice_dynamics.phonons import Phonons
 from .materials import Protocol
 from .output import FOLLOWED_COLUMNS, base_arrays, property_arrays, table_arrays
 from .presets import Preset, preset_named
-from .protocol import PROPERTY_STATUSES
+from .protocol import PROPERTY_STATUSES, BornCharges
 
 PROPERTIES = "properties"
 # A part ends at whichever limit comes first: about a minute of one core with 7net-0.

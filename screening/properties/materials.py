@@ -13,13 +13,13 @@ from ..relaxation import batched
 from ..relaxation.batched import Relaxed, RelaxSettings, relax_structures
 from ..relaxation.symmetry import symmetrized
 from .evaluation import run_stages
-from .lattice_dynamics.force_constants import BornCharges
 from .presets import Preset
 from .protocol import (
     FAILED,
     NOT_RELAXED,
     OK,
     TOO_LARGE,
+    BornCharges,
     Material,
     Outcome,
     OutcomeError,

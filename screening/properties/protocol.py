@@ -32,7 +32,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +41,6 @@ from ...pipeline.errors import ConfigError
 from ...pipeline.store.schema import ArraySpec, flags, structure_array
 from ...pipeline.structures.structure import Structure
 from ..relaxation.batched import RelaxSettings
-
-if TYPE_CHECKING:
-    from .lattice_dynamics.force_constants import BornCharges
 
 # Outcomes of a property, and of a material, whose status is that of its relaxation or else the first of its properties'
 # that is not ok.
@@ -91,6 +88,20 @@ class CellResult:
     stress: NDArray[np.float64]
     converged: bool = True
     evaluations: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class BornCharges:
+    """Born effective charges and dielectric tensor, for the splitting of longitudinal and transverse optical modes.
+
+    Attributes:
+        charges: Charge tensor of each atom of the crystal: float64[n_atoms, 3, 3], e. The first index is the
+            direction of the polarization, the second that of the displacement.
+        dielectric: Electronic part of the dielectric tensor: float64[3, 3].
+    """
+
+    charges: NDArray[np.float64]
+    dielectric: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,10 @@ from ..relaxation import batched
 from ..relaxation.batched import Frame, Relaxed
 from ..relaxation.output import final_structures, graph_rows, kept_status, score_rows
 from .inputs import RowsOnDisk
-from .lattice_dynamics.force_constants import BornCharges
 from .lattice_dynamics.phonons import Phonons
 from .materials import Computed, Protocol, compute_materials
 from .output import property_rows, status_rows, table_counts
-from .protocol import PROPERTY_STATUSES, TOO_LARGE, Outcome
+from .protocol import PROPERTY_STATUSES, TOO_LARGE, BornCharges, Outcome
 
 _KILLED = "its worker died: out of memory, or a crash"
 

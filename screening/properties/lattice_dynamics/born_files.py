@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ....pipeline.errors import ConfigError
 from ....pipeline.structures.structure import Structure
 from ...relaxation.symmetry import SymmetricSteps, symmetrized
-from .force_constants import BornCharges
+from ..protocol import BornCharges
 
 FILE_NAME = "BORN"
 _TENSOR = 9  # components

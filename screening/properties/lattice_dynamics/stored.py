@@ -12,8 +12,8 @@ from ....pipeline.store.graph_store import GraphStore
 from ...dataset.reader import place_of_graphs
 from ...dataset.scores import open_scores
 from ...relaxation.symmetry import symmetrized
-from ..protocol import check_installed
-from .force_constants import BornCharges, nac_parameters, with_force_constants
+from ..protocol import BornCharges, check_installed
+from .force_constants import nac_parameters, with_force_constants
 from .spectra import Bands, DensityOfStates
 
 if TYPE_CHECKING:
