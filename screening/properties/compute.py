@@ -24,6 +24,7 @@ from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.parts import PartManifest, committed
 from ...pipeline.store.schema import STRUCTURE, ArraySpec
 from ...pipeline.store.writer import StoreRun, StoreWriter
+from ...pipeline.structures.structure import Structure
 from ..dataset.parts import carried_columns, cut, listed
 from ..dataset.paths import graphs_path
 from ..dataset.scores import COORDINATES, SCORES_SCHEMA, open_scores
@@ -138,7 +139,7 @@ def compute_properties(
             plan.check_free(overwrite=overwrite)
         manifests = plan.make_parts(run)
         graphs_hash = plan.relaxed_graphs.write(run, manifests)
-        followed_hash = plan.write_followed(run)
+        followed_hash = plan.write_followed(run, manifests)
         finished = plan.finish_parts(run, manifests)
         parts = run.staging.parts if finished is manifests else _finished_folder(run)
         digests = run.concatenate(plan.specs, finished, parts=parts)
@@ -273,13 +274,21 @@ class _Plan:
         )
         return run.make_parts(property_part, tasks, FailurePolicy(PropertyTask.split, PropertyTask.skipped))
 
-    def write_followed(self, run: StoreRun) -> str | None:
+    def write_followed(self, run: StoreRun, manifests: Sequence[PartManifest]) -> str | None:
         """Write the graph store of the structures that imaginary modes lead to.
+
+        Args:
+            run: The run in progress.
+            manifests: Manifests of the parts of the dataset.
 
         Returns:
             Hash of the store; None if there is no such structure.
         """
-        found = committed(self.followed_graphs.parts(run.staging)) if self.follows_modes else []
+        if not self.follows_modes:
+            return None
+        # A part that was divided because its worker died may have left structures.
+        valid = {manifest.key for manifest in manifests}
+        found = [one for one in committed(self.followed_graphs.parts(run.staging)) if one.key in valid]
         return self.followed_graphs.write(run, found) if found else None
 
     def publish_graphs(self, run: StoreRun) -> None:
@@ -397,8 +406,11 @@ def _born_charges(files: BornFiles, candidates: Candidates, symprec: float) -> l
     """
     place, rows = candidates.place(), candidates.rows
     ids = list(place.graph_columns((), rows)["structure_id"])
-    block = place.block(rows)
-    return files.charges(ids, [block.structure(row) for row in range(len(block))], symprec)
+    structures: list[Structure] = []
+    for start in range(0, len(rows), PART_STRUCTURES):  # not the edges of all structures at once
+        block = place.block(rows[start : start + PART_STRUCTURES])
+        structures += [block.structure(row) for row in range(len(block))]
+    return files.charges(ids, structures, symprec)
 
 
 def expected_work(candidates: Candidates, protocol: Protocol) -> NDArray[np.int64]:
