@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ase
 import ase.io
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.neighborlist import neighbor_list
 from ase.units import _amu, _e
-from equiscreen.pipeline import GraphStore, Structure, featurize
+from equiscreen.pipeline import GraphBlock, GraphStore, Structure, featurize
+from equiscreen.pipeline.graphs.potential import ENERGY_OUTPUTS, Evaluation, OutputSpec
 from equiscreen.screening import compute_properties, relax, screen
 from equiscreen.screening.properties import compute, presets
 from equiscreen.screening.properties.evaluation import run_stages
@@ -31,6 +34,8 @@ pytest.importorskip("phonopy", reason="phonopy is not installed")
 pytest.importorskip("seekpath", reason="seekpath is not installed")
 
 SYMPREC = 1e-5
+# The crystals of `Wells`: lattice constant (angstrom), eV/angstrom^2, and eV/angstrom^4.
+EDGE, SOFTNESS, COUPLING, SPRING, QUARTIC = 4.0, 0.5, 0.25, 5.0, 50.0
 SETTINGS = Phonons(
     min_length=8.0, mesh=30.0, temperatures=(0.0, 300.0), follow=RelaxSettings(fmax=1e-3, smax=0.02, max_steps=200)
 )
@@ -94,6 +99,67 @@ def test_the_energy_of_a_small_displacement_is_that_of_the_mode() -> None:
     squares = (mode.displacements**2).sum() * step**2
     per_cycle = (2 * np.pi * 1e12) ** 2 * _amu / _e * 1e-20  # (THz)^2 Da in eV/angstrom^2
     assert change == pytest.approx(-0.5 * mode.frequency**2 * per_cycle * mass * squares, rel=0.03)
+
+
+@dataclass
+class Wells:
+    """Crystals of the CsCl type in which each aluminium atom moves in a well with two minima along each axis.
+
+    With the displacement u of an aluminium atom from the centre of its eight copper neighbours, the energy is
+    -SOFTNESS/2 u^2 + QUARTIC/4 (x^4 + y^4 + z^4) for each of them, COUPLING u.u' for each pair of neighbours, and
+    that of springs between copper atoms.
+    """
+
+    cutoff: float = 6.0
+    elements: tuple[int, ...] = (13, 29)
+    outputs: tuple[OutputSpec, ...] = ENERGY_OUTPUTS
+
+    def evaluate(self, block: GraphBlock) -> Evaluation:
+        found = [self._evaluated(block.structure(row)) for row in range(len(block))]
+        forces = np.concatenate([one[1] for one in found])
+        return Evaluation(np.array([one[0] for one in found]), forces, np.zeros((len(found), 3, 3)))
+
+    def _evaluated(self, structure: Structure) -> tuple[float, np.ndarray[Any, Any]]:
+        atoms = structure.to_ase()
+        first, second, vector = neighbor_list("ijD", atoms, 1.21 * EDGE)
+        aluminium, forces = atoms.numbers == 13, np.zeros((len(atoms), 3))
+        to_copper = aluminium[first] & ~aluminium[second]
+        centre = np.zeros((len(atoms), 3))
+        np.add.at(centre, first[to_copper], vector[to_copper] / 8)
+        u = -centre
+        pairs = aluminium[first] & aluminium[second]
+        field = np.zeros_like(u)
+        np.add.at(field, first[pairs], COUPLING * u[second[pairs]])
+        energy = (-SOFTNESS / 2 * u**2 + QUARTIC / 4 * u**4 + field * u / 2).sum()
+        slope = -SOFTNESS * u + QUARTIC * u**3 + field
+        forces -= slope
+        np.add.at(forces, second[to_copper], slope[first[to_copper]] / 8)
+        springs = ~aluminium[first] & ~aluminium[second]
+        stretch = vector[springs] - EDGE * np.rint(vector[springs] / EDGE)
+        np.add.at(forces, first[springs], SPRING * stretch)
+        return float(energy + SPRING / 4 * (stretch**2).sum()), forces
+
+
+def test_a_mode_at_the_zone_boundary_leads_to_the_minimum_that_can_be_computed() -> None:
+    """Neighbours move in opposite directions: E = -(a + 6 c)/2 u^2 + b/4 u^4 for two atoms, at the wave vector R."""
+    atoms = bulk("CuAl", "cesiumchloride", a=EDGE)
+    structure = Structure.from_ase(atoms)
+    crystal = Material(structure, 0.0, np.zeros((2, 3)), np.zeros((3, 3)), SYMPREC)
+    fixed = RelaxSettings(fmax=1e-4, fix_cell=True, allow_extrapolation=True)
+    settings = replace(SETTINGS, min_length=2 * EDGE, mesh=10.0, follow=fixed)
+    one = run_stages({0: settings.stages(crystal)}, Wells())[0]
+    softness = SOFTNESS + 6 * COUPLING
+    assert word(one) == "lower", one.note
+    assert np.abs(one.values["followed_wave_vector"]).tolist() == [0.5, 0.5, 0.5]
+    assert one.values["followed_n_atoms"] == 4
+    assert one.values["followed_energy_gain"] == pytest.approx(softness**2 / (4 * QUARTIC) / 2, rel=1e-4)
+    per_cycle = (2 * np.pi * 1e12) ** 2 * _amu / _e * 1e-20  # (THz)^2 Da in eV/angstrom^2
+    expected = -np.sqrt(softness / per_cycle / atoms.get_masses()[atoms.numbers == 13][0])
+    assert one.values["min_frequency"] == pytest.approx(expected, rel=3e-3)  # with the quartic term
+    assert one.derived is not None
+    moved = one.derived.structure.to_ase()
+    distances = moved.get_all_distances(mic=True)[moved.numbers == 13][:, moved.numbers == 29]
+    assert distances.min() < np.sqrt(3) / 2 * EDGE - 0.05
 
 
 def test_copper_leaves_the_body_centred_structure() -> None:
