@@ -60,6 +60,15 @@ def hull(
             show_default="unknown",
         ),
     ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Temperature in K; adds the free energy above the hull of --model-references, with the vibrations of "
+            "`equiscreen properties --what phonons`, which S.zarr and all references must have.",
+            show_default="no free energies",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Compute every structure's energy above the convex hull.
@@ -93,6 +102,7 @@ def hull(
             exclude_self=exclude_self,
             within=within,
             error=error,
+            temperature=temperature,
             overwrite=overwrite,
             progress=shows_progress(),
         )
@@ -247,7 +257,7 @@ def report(
     """Write an HTML report on a screening run.
 
     The report shows the best candidates with pictures, a table that can be sorted and filtered, structures that can be
-    rotated and downloaded, counts of structures, distributions of energies, how often each element occurs, and what the
+    rotated and downloaded, phonon bands, counts of structures, distributions of energies, element counts, and what the
     run cost. The page needs no other files and no internet connection. Candidates are ranked by energy above hull
     or, if the scores have none, by formation energy; `equiscreen hull` computes both, so run it first. Without either,
     candidates are ranked by energy per atom if all have the same composition, and otherwise not at all. Identical

@@ -351,6 +351,23 @@ def properties(
             "not relaxed then have the status not_relaxed besides their properties.",
         ),
     ] = True,
+    born: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="Born charges and dielectric tensors, which split longitudinal and transverse optical phonons: a file "
+            "in phonopy's format BORN for a single crystal, or a folder with ID/BORN or ID.BORN for each structure id.",
+            show_default="none",
+        ),
+    ] = None,
+    follow_modes: Annotated[
+        bool,
+        typer.Option(
+            "--follow-modes",
+            help="Displace each crystal with imaginary modes along the softest one, in a supercell that the mode "
+            "fits into, and relax it. Structures of lower energy are written to P.followed.graphs.zarr.",
+        ),
+    ] = False,
     dispersion: Dispersion = "none",
     limit: Limit = None,
     estimate: Estimate = False,
@@ -395,6 +412,8 @@ def properties(
             preset=preset,
             where=where,
             relax=relax,
+            born=born,
+            follow_modes=follow_modes,
             store=store,
             dispersion=dispersion,
             device=device,

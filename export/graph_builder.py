@@ -24,7 +24,7 @@ from ..pipeline.errors import ExportError
 # 18; in later opsets it leaves some of them (Equal, Pad, ReduceMax, Identity) to the CPU.
 OPSETS = range(17, 24)
 OPSET = 18
-ONNX_TYPES = {
+ONNX_TYPES: dict[torch.dtype, int] = {
     torch.float32: onnx.TensorProto.FLOAT,
     torch.float64: onnx.TensorProto.DOUBLE,
     torch.int64: onnx.TensorProto.INT64,

@@ -16,6 +16,8 @@ from .dataset.reader import ROWS_AT_ONCE, flag_meanings, place_of_graphs
 from .dataset.scores import RELIABLE_STATUSES
 
 ENERGY_PER_ATOM = "energy_per_atom"
+# Kind of datasets whose graph store holds their own energies, and no labels.
+_PROPERTIES = "properties"
 
 Column = NDArray[np.float64]
 
@@ -95,10 +97,12 @@ def _rows(scores: xr.Dataset, name: str, store: str | Path | None) -> tuple[Colu
     """
     if name not in scores or scores[name].dims != (STRUCTURE,) or scores[name].dtype.kind != "f":
         raise ConfigError(f"the scores have no variable {name!r} with one number per structure; choose another output")
+    nothing = np.zeros(0)
+    if scores.attrs.get("kind") == _PROPERTIES:
+        return nothing, nothing.copy(), nothing.copy()
     graphs = _graphs_of(scores, store)
     label = "energy" if name == ENERGY_PER_ATOM else name
     if label not in graphs.label_names[0] or graphs.label_shape(label)[0] != ():
-        nothing = np.zeros(0)
         return nothing, nothing.copy(), nothing.copy()
     pieces = list(_chunks(scores, graphs, name, label))
     graphs.check_unchanged()

@@ -24,9 +24,21 @@ _MODEL_COLUMNS = {
     "energy_above_model_hull": "corrected energy above the hull of reference structures relaxed with the same model, "
     "in the model's own energies; negative below it",
 }
+_FREE_COLUMNS = {
+    "free_energy_per_atom": "corrected energy plus the free energy of the vibrations",
+    "formation_free_energy_per_atom": "free energy relative to the elements, in the model's own energies",
+    "free_energy_above_hull": "free energy above the hull of reference structures computed with the same model; "
+    "negative below it",
+}
 _DECOMPOSITION = "competing phases: fraction of the structure's atoms in each, formula, id"
 _EXCLUDED = "; each structure's own phase, recognised by structure, is left out of its hull"
-_OTHER_COLUMNS = ("correction_per_atom", "decomposition", "model_decomposition", "hull_status")
+_OTHER_COLUMNS = (
+    "correction_per_atom",
+    "decomposition",
+    "model_decomposition",
+    "free_energy_decomposition",
+    "hull_status",
+)
 
 
 def suffix(*, relaxed: bool) -> str:
@@ -45,6 +57,7 @@ class HullOptions:
         within: Structures at most this far above the hull (eV/atom) count as near the hull.
         error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is unknown. With
             several models, their spread is used instead.
+        temperature: Temperature of a hull of free energies, K; None without one.
     """
 
     lower_bound: bool
@@ -52,6 +65,7 @@ class HullOptions:
     model_hull: bool
     within: float
     error: float | None
+    temperature: float | None = None
 
 
 def hull_arrays(options: HullOptions, *, relaxed: bool, members: bool) -> tuple[ArraySpec, ...]:
@@ -95,6 +109,17 @@ def hull_arrays(options: HullOptions, *, relaxed: bool, members: bool) -> tuple[
             ),
             structure_array("model_decomposition", TEXT, f"{_DECOMPOSITION}, on the hull in the model's own energies"),
         ]
+    if options.temperature is not None:
+        at = f", at {options.temperature:g} K"
+        specs += [
+            *(
+                structure_array(
+                    f"{name}{end}", "float64", f"{text}{at}", units="eV/atom", temperature=options.temperature
+                )
+                for name, text in _FREE_COLUMNS.items()
+            ),
+            structure_array("free_energy_decomposition", TEXT, f"{_DECOMPOSITION}, on the hull of free energies{at}"),
+        ]
     return (
         *specs,
         structure_array(
@@ -107,6 +132,6 @@ def hull_arrays(options: HullOptions, *, relaxed: bool, members: bool) -> tuple[
 
 def kept_arrays(scores: Mapping[str, ArraySpec]) -> tuple[ArraySpec, ...]:
     """Return the arrays of the scores that the hull keeps: all but the columns of an earlier hull."""
-    energies = (*_ENERGY_COLUMNS, _STD, *_PROBABILITIES, *_MODEL_COLUMNS)
+    energies = (*_ENERGY_COLUMNS, _STD, *_PROBABILITIES, *_MODEL_COLUMNS, *_FREE_COLUMNS)
     replaced = {*energies, *(f"{name}{UNRELAXED}" for name in energies), *_OTHER_COLUMNS}
     return tuple(spec for name, spec in scores.items() if name not in replaced)

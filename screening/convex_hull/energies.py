@@ -22,7 +22,8 @@ from ..dataset.reader import ScoresReader
 from ..dataset.scores import RELIABLE_STATUSES, USABLE_STATUSES
 from .mp2020 import MP2020, OXIDE_TYPES, SULFIDE_TYPES, anion_types
 
-RELAXED = "relaxed"
+# Kinds of datasets of relaxed structures; in a dataset of properties, each row has the status of its relaxation.
+RELAXED = ("relaxed", "properties")
 # Names of the column that states the run type of a labelled structure.
 _RUN_TYPES = ("run_type", "parameters.run_type", "data.run_type")
 # Maximum number of structures whose edges are in memory at once.
@@ -88,8 +89,8 @@ class ScoredEnergies(ScoresReader):
         model = self.attrs.get("model", {})
         self.scheme = str(model.get("energy_scheme", OWN))
         self.model = str(model.get("weights_sha256") or model.get("sha256") or "")
-        self.relaxed = self.attrs.get("kind") in {RELAXED, LABELLED}
-        meanings = self.meanings("status")
+        self.relaxed = self.attrs.get("kind") in {*RELAXED, LABELLED}
+        meanings = self.meanings(self.energy_status)
         self._usable, self._reliable = (
             np.array([value for word, value in meanings.items() if word in words], np.uint8)
             for words in (USABLE_STATUSES, RELIABLE_STATUSES)
@@ -129,8 +130,8 @@ class ScoredEnergies(ScoresReader):
 
     def not_competing(self) -> dict[str, int]:
         """Return the number of rows, by status, that are compared with a hull but are not part of one."""
-        meanings = self.meanings("status")
-        counts = sum(np.bincount(self.column("status", *span), minlength=256) for span in self.chunks())
+        meanings = self.meanings(self.energy_status)
+        counts = sum(np.bincount(self.column(self.energy_status, *span), minlength=256) for span in self.chunks())
         words = sorted(USABLE_STATUSES - RELIABLE_STATUSES)
         found = {word: int(np.asarray(counts)[meanings[word]]) for word in words if word in meanings}
         return {word: count for word, count in found.items() if count}
@@ -148,7 +149,7 @@ class ScoredEnergies(ScoresReader):
         numbers = np.array([compositions.of_formula(text) for text in formulas], dtype=np.int64)
         n_atoms = self.column("n_atoms", start, stop)
         energy = self.column("energy", start, stop) / n_atoms
-        status = self.column("status", start, stop)
+        status = self.column(self.energy_status, start, stop)
         usable = (
             np.isin(status, self._usable)
             & np.isfinite(energy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ...pipeline.store.schema import TEXT
 from ..chemistry.composition import Compositions
 from .columns import HULL_STATUSES, MISSING_REFERENCE, NO_ENERGY, OK, HullOptions, kept_arrays, suffix
 from .energies import EnergyRows, ScoredEnergies
+from .free_energies import VibrationalFreeEnergies
 from .geometry import Hulls
 from .levels import Levels, levels_of, lowest_of
 from .mp2020 import MP2020
@@ -58,16 +59,19 @@ class CandidateEnergies:
     def chunks(self) -> Iterator[EnergyRows]:
         """Yield the rows of each part of the output."""
         for start in range(0, len(self.energy), PART_ROWS):
-            stop = min(start + PART_ROWS, len(self.energy))
-            rows = slice(start, stop)
-            yield EnergyRows(
-                start,
-                stop,
-                np.asarray(self.composition[rows]),
-                np.asarray(self.energy[rows]),
-                np.asarray(self.correction[rows]),
-                np.asarray(self.competes[rows]),
-            )
+            yield self.rows(start, min(start + PART_ROWS, len(self.energy)))
+
+    def rows(self, start: int, stop: int) -> EnergyRows:
+        """Consecutive rows."""
+        rows = slice(start, stop)
+        return EnergyRows(
+            start,
+            stop,
+            np.asarray(self.composition[rows]),
+            np.asarray(self.energy[rows]),
+            np.asarray(self.correction[rows]),
+            np.asarray(self.competes[rows]),
+        )
 
     def counts(self) -> NDArray[np.int64]:
         """Return the number of rows of each composition: int64[n compositions]."""
@@ -169,6 +173,27 @@ def read_energies(
     return CandidateEnergies(scores, compositions, composition, energy, correction, competes)
 
 
+def with_free_energies(candidates: CandidateEnergies, temperature: float, folder: Path) -> CandidateEnergies:
+    """The free energies of all candidates, in files: their energies plus the free energies of their vibrations.
+
+    Args:
+        candidates: The energies.
+        temperature: Temperature, K.
+        folder: Folder for the files.
+
+    Raises:
+        ConfigError: The dataset of the candidates has no free energies, or none at this temperature.
+    """
+    vibrations, size = VibrationalFreeEnergies(candidates.scores, temperature), len(candidates.energy)
+    energy = np.lib.format.open_memmap(folder / "free_energy.npy", mode="w+", dtype="float64", shape=(size,))
+    competes = np.lib.format.open_memmap(folder / "free_energy_competes.npy", mode="w+", dtype="bool", shape=(size,))
+    for rows in candidates.chunks():
+        span = slice(rows.start, rows.stop)
+        energy[span] = rows.energy + vibrations.at(rows.start, rows.stop)
+        competes[span] = rows.competes & np.isfinite(energy[span])
+    return replace(candidates, energy=energy, competes=competes)
+
+
 def find_hull(
     candidates: CandidateEnergies,
     references: References,
@@ -262,6 +287,7 @@ def write_distances(
     candidates: CandidateEnergies,
     hull: ConvexHull,
     model_hull: ConvexHull | None,
+    free: tuple[CandidateEnergies, ConvexHull] | None,
     options: HullOptions,
     staging: Staging,
     bar: ProgressReport,
@@ -272,6 +298,7 @@ def write_distances(
         candidates: Energies of the candidates.
         hull: The hull of the references.
         model_hull: The hull of the references with all energies computed by the model, if there is one.
+        free: Free energies of the candidates and their hull, if there is one.
         options: Options of the hull.
         staging: Folders of the run.
         bar: Progress.
@@ -291,6 +318,11 @@ def write_distances(
             if model_hull is not None:
                 arrays |= _model_hull_columns(rows, candidates.compositions, model_hull, end)
                 notes["below_model"] = _below(arrays[f"energy_above_model_hull{end}"], rows)
+            if free is not None:
+                own = free[0].rows(rows.start, rows.stop)
+                arrays |= _free_energy_columns(own, candidates.compositions, free[1], end)
+                notes["below_free"] = _below(arrays[f"free_energy_above_hull{end}"], own)
+                notes["with_free_energy"] = int(np.isfinite(own.energy).sum())
             for spec in kept_arrays(scores.specs):
                 values = scores.column(spec.name, rows.start, rows.stop)
                 arrays[spec.name] = values.tolist() if spec.dtype == TEXT else values
@@ -391,6 +423,27 @@ def _model_hull_columns(
     return {
         f"energy_above_model_hull{end}": _distance(rows.energy, row_hulls.energy),
         "model_decomposition": _decompositions(rows.composition, row_hulls, status, compositions, hull),
+    }
+
+
+def _free_energy_columns(
+    rows: EnergyRows, compositions: Compositions, hull: ConvexHull, end: str
+) -> dict[str, PartArray]:
+    """The columns that the hull of free energies adds to some rows; names of energies end in `end`.
+
+    Args:
+        rows: Free energies.
+        compositions: All compositions.
+        hull: Hull of the free energies of the references.
+        end: End of the names.
+    """
+    row_hulls = _row_hulls(rows, hull)
+    status = np.where(np.isnan(row_hulls.energy), MISSING_REFERENCE, OK)
+    return {
+        f"free_energy_per_atom{end}": rows.energy,
+        f"formation_free_energy_per_atom{end}": rows.energy - hull.levels.elemental[rows.composition],
+        f"free_energy_above_hull{end}": _distance(rows.energy, row_hulls.energy),
+        "free_energy_decomposition": _decompositions(rows.composition, row_hulls, status, compositions, hull),
     }
 
 

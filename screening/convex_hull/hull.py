@@ -27,7 +27,14 @@ from ..dataset.reader import ScoresReader, place_of_graphs
 from ..dataset.scores import SCORES_SCHEMA, open_scores
 from .columns import HULL_STATUSES, HullOptions, hull_arrays, kept_arrays
 from .energies import ScoredEnergies
-from .energy_above_hull import ConvexHull, find_hull, read_energies, write_distances
+from .energy_above_hull import (
+    CandidateEnergies,
+    ConvexHull,
+    find_hull,
+    read_energies,
+    with_free_energies,
+    write_distances,
+)
 from .mp2020 import MP2020
 from .reference_files import content_version, is_dataset, read_references
 
@@ -49,6 +56,7 @@ def hull(
     exclude_self: bool = False,
     within: float = NEAR,
     error: float | None = None,
+    temperature: float | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> xr.Dataset:
@@ -69,6 +77,10 @@ def hull(
     With `model_references`, the result also has the energy above a second hull. It is built from reference structures
     (elements included) that were relaxed with the model of the candidates; all its energies are computed by this model.
     Errors that the model makes for all similar crystals then cancel.
+
+    With a `temperature`, the free energy above a third hull is added, at this temperature: the energies plus the free
+    energies of the vibrations in the harmonic approximation, of candidates and `model_references` alike, as computed by
+    `compute_properties` with phonons. A reference without a free energy is an error.
 
     With the energies of several models (`energy_members`), or a known `error` of the model, the result also has the
     probabilities that the structure is below the hull and that it is at most `within` above it.
@@ -103,6 +115,7 @@ def hull(
         within: Structures at most this far above the hull (eV/atom) count as near the hull.
         error: Standard deviation of the model's errors in energies above hull, eV/atom; None if it is unknown. With
             several models, their spread is used instead.
+        temperature: Temperature of a further hull of free energies, K; needs `model_references`.
         overwrite: Replace an existing dataset.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
 
@@ -112,7 +125,7 @@ def hull(
     Raises:
         ConfigError: An argument is out of range, `exclude_self` is set without references, the candidates are a graph
             store from a relaxation or one without a `scheme`, references follow a different energy scheme or cannot be
-            used, or an extra is not installed.
+            used, free energies are missing, or an extra is not installed.
         SourceError: A file of references cannot be read, or has no structures although `exclude_self` needs them.
         StoreError: The scores, their graph store or a dataset of references cannot be read, or have no energies.
         OutputExistsError: The output exists, or another run is writing it.
@@ -125,6 +138,11 @@ def hull(
     if exclude_self and not paths:
         raise ConfigError(
             f"--exclude-self needs --references; to measure candidates against each other, use --references {scores}"
+        )
+    if temperature is not None and not of_model:
+        raise ConfigError(
+            "--temperature needs --model-references: datasets of `equiscreen properties --what phonons` with the "
+            f"references and the elements, computed with the model of the candidates; if {scores} holds them, name it"
         )
     target = hull_path(scores) if out is None else str(out)
     # Record the files before their content is hashed.
@@ -142,10 +160,16 @@ def hull(
         "exclude_self": exclude_self,
         "within": within,
         "error": error,
+        "temperature": temperature,
         "equiscreen": version("equiscreen"),
     }
     options = HullOptions(
-        lower_bound=not paths, exclude_self=exclude_self, model_hull=bool(of_model), within=within, error=error
+        lower_bound=not paths,
+        exclude_self=exclude_self,
+        model_hull=bool(of_model),
+        within=within,
+        error=error,
+        temperature=temperature,
     )
     inputs = [
         InputStore(scores, candidates.hash, GRAPH_SCHEMA if candidates.labelled else SCORES_SCHEMA),
@@ -187,14 +211,31 @@ def hull(
             if of_model
             else None
         )
+        at_temperature = (
+            None
+            if temperature is None
+            else read_references(
+                of_model,
+                candidates,
+                compositions,
+                corrections,
+                allow_unrelaxed=unrelaxed_references,
+                own_energies=True,
+                temperature=temperature,
+            )
+        )
         energies = read_energies(candidates, compositions, corrections, run.staging.work, run.bar)
         found = find_hull(energies, given, run.bar, lower_bound=not paths, exclude_self=exclude_self)
         model_hull = None if own is None else find_hull(energies, own, run.bar)
-        manifests = write_distances(energies, found, model_hull, options, run.staging, run.bar)
+        free = None
+        if at_temperature is not None and temperature is not None:
+            free_energies = with_free_energies(energies, temperature, run.staging.work)
+            free = free_energies, find_hull(free_energies, at_temperature, run.bar)
+        manifests = write_distances(energies, found, model_hull, free, options, run.staging, run.bar)
         digests = run.concatenate(_specs(candidates, options), manifests)
         candidates.check_unchanged()
         run.publish(
-            digests, _attrs(target, candidates, found, model_hull, corrections, manifests, options, begin=begin)
+            digests, _attrs(target, candidates, found, model_hull, free, corrections, manifests, options, begin=begin)
         )
     return open_scores(target)
 
@@ -238,7 +279,7 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     timing = attrs["timing"]
     return (
         f"{redact_urls(str(path))}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), "
-        f"{_compared(found.attrs)}{_elements(attrs)}{_model_hull(attrs)}"
+        f"{_compared(found.attrs)}{_elements(attrs)}{_model_hull(attrs)}{_free_energy_hull(attrs)}"
         f"{_not_competing(attrs)}{_left_out(attrs)}{_without_compounds(attrs)}; {timing['seconds']:.1f} s, "
         f"{timing['structures_per_second']:,.0f} structures/s"
     )
@@ -280,6 +321,19 @@ def _model_hull(attrs: Mapping[str, Any]) -> str:
     return f"; {attrs['below_model_hull']:,} below the model's own hull of {entries:,} phases{lost}"
 
 
+def _free_energy_hull(attrs: Mapping[str, Any]) -> str:
+    """Note on the hull of free energies."""
+    found = attrs.get("free_energies")
+    if not found:
+        return ""
+    missing = list(found["missing_references"])
+    lost = f" (no reference for {', '.join(missing[:_NAMED])})" if missing else ""
+    return (
+        f"; {found['below_hull']:,} of {found['with_free_energy']:,} with a free energy below the hull of free "
+        f"energies at {found['temperature']:g} K{lost}"
+    )
+
+
 def _not_competing(attrs: Mapping[str, Any]) -> str:
     """Return a note on structures whose energy is not part of any hull, by status."""
     counts = [f"{count:,} {name.replace('_', ' ')}" for name, count in attrs.get("not_competing", {}).items()]
@@ -319,6 +373,7 @@ def _attrs(
     candidates: ScoredEnergies,
     found: ConvexHull,
     model_hull: ConvexHull | None,
+    free: tuple[CandidateEnergies, ConvexHull] | None,
     corrections: MP2020 | None,
     manifests: Sequence[PartManifest],
     options: HullOptions,
@@ -342,6 +397,7 @@ def _attrs(
             "exclude_self": options.exclude_self,
             "within": options.within,
             "error": options.error,
+            "free_energies": _free_energies(options, manifests, None if free is None else free[1]),
             "own_phases_left_out": len(found.own),
             "without_compounds": found.without_compounds,
             "phases": dict(found.phases),
@@ -362,6 +418,21 @@ def _attrs(
                 "structures_per_second": round(len(candidates) / max(seconds, 1e-9), 1),
             },
         },
+    }
+
+
+def _free_energies(
+    options: HullOptions, manifests: Sequence[PartManifest], hull: ConvexHull | None
+) -> Mapping[str, Any] | None:
+    """Record of the hull of free energies; None without one."""
+    if hull is None:
+        return None
+    below, known = (sum(manifest.notes[name] for manifest in manifests) for name in ("below_free", "with_free_energy"))
+    return {
+        "temperature": options.temperature,
+        "below_hull": below,
+        "with_free_energy": known,
+        "missing_references": hull.missing,
     }
 
 

@@ -18,6 +18,7 @@ from ...pipeline.structures.structure import Structure
 from ..chemistry.composition import Compositions
 from ..dataset.scores import SCORES_SCHEMA
 from .energies import ScoredEnergies, check_same_basis, check_without_dispersion
+from .free_energies import VibrationalFreeEnergies
 from .mp2020 import MP2020
 from .reference_entries import read_entries
 from .reference_tables import TABLES, FormationEnergy, add_formation_energies, read_table
@@ -51,6 +52,7 @@ def read_references(
     allow_unrelaxed: bool = False,
     with_structures: bool = False,
     own_energies: bool = False,
+    temperature: float | None = None,
 ) -> References:
     """Read reference phases from entries, datasets and tables.
 
@@ -66,12 +68,13 @@ def read_references(
         with_structures: Whether every reference needs a structure.
         own_energies: Whether the references must be datasets computed with the candidates' model, without tabulated
             energies of elements.
+        temperature: Temperature of their free energies, K; None for energies.
 
     Raises:
         ConfigError: An energy scheme is unknown or incompatible, or a file has no usable entry; a dataset holds
             unrelaxed structures, the candidates are relaxed, and `allow_unrelaxed` is not set; `own_energies` is set,
-            and the references are not a dataset computed with the candidates' model; or only the energies of the
-            candidates include dispersion.
+            and the references are not a dataset computed with the candidates' model; only the energies of the
+            candidates include dispersion; or a dataset lacks free energies that are needed.
         SourceError: A file cannot be read, or has no structures although they are needed.
         StoreError: A dataset cannot be read, or has no energies.
     """
@@ -94,7 +97,15 @@ def read_references(
             left_out = tables[len(account)] = LeftOut()
             notes = {**read_table(name, settings, found, waiting, left_out), **left_out.attrs()}
         elif is_dataset(name):
-            notes = _read_dataset(name, candidates, settings, found, allow=allow_unrelaxed, own_energies=own_energies)
+            notes = _read_dataset(
+                name,
+                candidates,
+                settings,
+                found,
+                allow=allow_unrelaxed,
+                own_energies=own_energies,
+                temperature=temperature,
+            )
         else:
             notes = read_entries(name, settings, found)
         read = len(found.energy) - before + len(waiting) - waited
@@ -127,6 +138,7 @@ def _read_dataset(
     *,
     allow: bool,
     own_energies: bool,
+    temperature: float | None,
 ) -> dict[str, Any]:
     """Read reference phases from a scores dataset."""
     rows = ScoredEnergies(path)
@@ -147,16 +159,22 @@ def _read_dataset(
             "if both models were trained on the same energies"
         )
     with_members = rows.n_members and rows.n_members == candidates.n_members
+    vibrations = None if temperature is None else VibrationalFreeEnergies(rows, temperature)
     left_out = 0
     for chunk in rows.energies(settings.compositions, settings.corrections):
         ids = rows.ids(chunk)
         own = rows.member_energies(chunk) if with_members else None
         competing = np.flatnonzero(chunk.competes)
         left_out += len(chunk.competes) - len(competing)
+        energy = chunk.energy
+        if vibrations is not None:
+            energy = energy + vibrations.at(chunk.start, chunk.stop)
+            lacking = competing[np.isnan(energy[competing])]
+            vibrations.check_references(ids[lacking].tolist(), chunk.start + lacking)
         for row in competing.tolist():
-            members = None if own is None else own[row]
+            members = None if own is None or vibrations is not None else own[row]
             structure = partial(_structure, rows, chunk.start + row) if settings.with_structures else None
-            found.add(int(chunk.composition[row]), float(chunk.energy[row]), ids[row], members, structure)
+            found.add(int(chunk.composition[row]), float(energy[row]), ids[row], members, structure)
     return {
         "kind": "dataset",
         "scheme": rows.scheme,

@@ -17,7 +17,7 @@ from ...pipeline.store.graph_store import GraphStore, check_unchanged, location,
 from ...pipeline.store.schema import ATOM, CHUNK_ROWS, EDGE, STRUCTURE, TEXT, ArraySpec
 from ...pipeline.store.shards import check_shards
 from ...pipeline.structures.structure import Structure
-from .scores import RANKED_STATUSES, SCORES_SCHEMA
+from .scores import RANKED_STATUSES, RELAXATION_STATUS, SCORES_SCHEMA
 
 # Maximum number of rows of a column that are in memory at once.
 ROWS_AT_ONCE = 8 * CHUNK_ROWS[STRUCTURE]
@@ -82,6 +82,11 @@ class ScoresReader:
     def meanings(self, name: str) -> dict[str, int]:
         """Return the value of each word of a flag column."""
         return flag_meanings(self.specs[name].attrs)
+
+    @property
+    def energy_status(self) -> str:
+        """Column with the outcome that energies depend on; of datasets of properties, that of the relaxation alone."""
+        return RELAXATION_STATUS if RELAXATION_STATUS in self.specs else "status"
 
     def is_ranked(self, statuses: NDArray[Any]) -> NDArray[np.bool_]:
         """Return whether rows are ranked by their values: bool[n]; false for statuses that mark values as unreliable.

@@ -36,6 +36,9 @@ RELIABLE_STATUSES = frozenset({"ok"})
 # Statuses with an energy that can be reported. Unreliable energies are not part of any hull: an unconverged relaxation
 # may end anywhere, and an extrapolated energy may be far too low.
 USABLE_STATUSES = RELIABLE_STATUSES | {"not_converged", "extrapolating"}
+# Column that datasets of properties have besides `status`: the outcome of the relaxation alone, on which energies
+# depend.
+RELAXATION_STATUS = "relaxation_status"
 # Statuses that are ranked by their energy; all others come after them.
 RANKED_STATUSES = RELIABLE_STATUSES | {"not_converged"}
 # Suffix of the names of hull columns of structures that were not relaxed.

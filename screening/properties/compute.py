@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,19 @@ from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.parts import PartManifest, committed
 from ...pipeline.store.schema import STRUCTURE, ArraySpec
 from ...pipeline.store.writer import StoreRun, StoreWriter
+from ...pipeline.structures.structure import Structure
 from ..dataset.parts import carried_columns, cut, listed
 from ..dataset.paths import graphs_path
 from ..dataset.scores import COORDINATES, SCORES_SCHEMA, open_scores
 from ..relaxation.relaxed_graphs import RelaxedGraphs
 from .inputs import Candidates
+from .lattice_dynamics.born_files import BornFiles, content_hash
+from .lattice_dynamics.mode_following import FOLLOWED_STATUSES
+from .lattice_dynamics.phonons import Phonons
 from .materials import Protocol
-from .output import base_arrays, property_arrays, table_arrays
-from .presets import preset_named
-from .protocol import PROPERTY_STATUSES
+from .output import FOLLOWED_COLUMNS, base_arrays, property_arrays, table_arrays
+from .presets import Preset, preset_named
+from .protocol import PROPERTY_STATUSES, BornCharges
 
 PROPERTIES = "properties"
 # A part ends at whichever limit comes first: about a minute of one core with 7net-0.
@@ -53,6 +58,8 @@ def compute_properties(
     preset: str = "default",
     where: str | None = None,
     relax: bool = True,
+    born: str | Path | None = None,
+    follow_modes: bool = False,
     store: str | Path | None = None,
     dispersion: str = NO_DISPERSION,
     slots: int = DEFAULT_SLOTS,
@@ -86,6 +93,10 @@ def compute_properties(
         preset: Protocol of the computation; see `properties.presets`.
         where: Filter expression on the columns of the source; see `selection.filter_expression`.
         relax: Whether to relax the structures first.
+        born: Born charges and dielectric tensors for phonons: a file in phonopy's format BORN for a single crystal, or
+            a folder with a file ``ID/BORN`` or ``ID.BORN`` for each.
+        follow_modes: Whether to displace crystals with imaginary modes along the softest one and relax them. The
+            structures of lower energy are written to a graph store of their own (``P.followed.graphs.zarr``).
         store: Graph store of the source, if it was moved.
         dispersion: Dispersion correction that is added to the model: ``none``, ``d3`` or ``d3-atm``; see
             `export.runtime.dispersion`.
@@ -106,7 +117,8 @@ def compute_properties(
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: An output exists, or another run is writing it.
         ConfigError: A property, the preset, the filter or the limit is invalid, the output is a URL, a library that a
-            property needs is not installed, or the dispersion correction cannot be added to the model.
+            property needs is not installed, or the dispersion correction cannot be added to the model; or a structure
+            has no Born charges, or those of another crystal.
     """
     begin = time.monotonic()
     options = RunOptions(
@@ -117,10 +129,11 @@ def compute_properties(
         model,
         out,
         what,
-        preset,
+        _protocol(preset, what, born=born is not None, follow_modes=follow_modes),
         options,
         where=where,
         relax=relax,
+        born=born,
         dispersion=dispersion,
     )
     if scheduler in (None, IN_PROCESS):
@@ -133,11 +146,12 @@ def compute_properties(
             plan.check_free(overwrite=overwrite)
         manifests = plan.make_parts(run)
         graphs_hash = plan.relaxed_graphs.write(run, manifests)
+        followed_hash = plan.write_followed(run, manifests)
         finished = plan.finish_parts(run, manifests)
         parts = run.staging.parts if finished is manifests else _finished_folder(run)
         digests = run.concatenate(plan.specs, finished, parts=parts)
-        attrs = plan.attrs(graphs_hash, manifests, finished, time.monotonic() - begin)
-        run.publish(digests, attrs, publish_others=lambda: plan.relaxed_graphs.publish(run.staging))
+        attrs = plan.attrs(graphs_hash, followed_hash, manifests, finished, time.monotonic() - begin)
+        run.publish(digests, attrs, publish_others=lambda: plan.publish_graphs(run))
     return open_scores(out)
 
 
@@ -149,15 +163,16 @@ class _Plan:
         model: Path of the model file.
         out: Dataset to write.
         what: Names of the properties.
-        preset: Name of the preset.
+        preset: The preset.
         options: Options of the run.
         where: Filter that the structures were chosen with.
         relax: Whether to relax the structures first.
+        born: File or folder of Born charges.
         dispersion: Name of the dispersion correction.
 
     Raises:
-        ConfigError: A property or the preset is unknown, a library is not installed, the output is a URL, or the
-            dispersion correction cannot be added to the model.
+        ConfigError: A property is unknown, a library is not installed, the output is a URL, Born charges are missing or
+            do not fit, or the dispersion correction cannot be added to the model.
         ModelFileError: The model cannot be used, or lacks energy, forces or stress.
     """
 
@@ -167,11 +182,12 @@ class _Plan:
         model: str | Path,
         out: str | Path,
         what: Sequence[str],
-        preset: str,
+        preset: Preset,
         options: RunOptions,
         *,
         where: str | None,
         relax: bool,
+        born: str | Path | None,
         dispersion: str,
     ) -> None:
         self.candidates, self.model, self.options, self.out = candidates, model, options, str(out)
@@ -179,13 +195,17 @@ class _Plan:
             raise ConfigError(
                 f"{out}: properties can be written only to local paths; write them there, then copy the stores"
             )
-        chosen = preset_named(preset)
-        self.record = {**chosen.record(what), "relax": relax, "where": where}
+        symprec = preset.relaxation.symprec
+        self.born_path = born
+        self.born = () if born is None else _born_charges(BornFiles.at(born), candidates, symprec)
+        self.record = {**preset.record(what), "relax": relax, "where": where}
+        if born is not None:
+            self.record["born_sha256"] = content_hash(self.born)
         self.potential = potential_for(model)
         self.dispersion = Dispersion.of(dispersion, {str(model): self.potential.metadata})
         corrected = with_dispersion(self.potential, self.dispersion)
-        self.protocol = Protocol.of(chosen, what, corrected, relax=relax)
-        own = (*base_arrays(chosen.relaxation), *property_arrays(self.protocol.properties))
+        self.protocol = Protocol.of(preset, what, corrected, relax=relax)
+        own = (*base_arrays(preset.relaxation), *property_arrays(self.protocol.properties))
         self.columns = candidates.columns({spec.name for spec in own})
         self.specs: tuple[ArraySpec, ...] = (*own, *self.columns, *table_arrays(self.protocol.properties))
         self.graph_columns = carried_columns(candidates.graphs, ())
@@ -207,6 +227,9 @@ class _Plan:
         self.relaxed_graphs = RelaxedGraphs(
             self.out, candidates.graphs, self.graph_columns, self.identity, options.limit
         )
+        self.followed_graphs = RelaxedGraphs(
+            self.out, candidates.graphs, FOLLOWED_COLUMNS, self.identity, options.limit, "followed"
+        )
 
     @property
     def size(self) -> int:
@@ -218,6 +241,11 @@ class _Plan:
         """Whether a property has a last step in a task of its own."""
         return any(one.has_finish for one in self.protocol.properties)
 
+    @property
+    def follows_modes(self) -> bool:
+        """Whether imaginary modes are followed."""
+        return any(isinstance(one, Phonons) and one.follow is not None for one in self.protocol.properties)
+
     def check_free(self, *, overwrite: bool) -> None:
         """Check that the graph store would not replace an input, or the graph store of another run.
 
@@ -226,7 +254,7 @@ class _Plan:
         """
         paths = [str(one.path).removeprefix("file://") for one in self.candidates.inputs()]
         inputs = [Path(path) for path in (*paths, str(self.model)) if "://" not in path]
-        self.relaxed_graphs.check_free(inputs, overwrite=overwrite)
+        self.relaxed_graphs.check_free(inputs, overwrite=overwrite, beside=[self.followed_graphs.path])
 
     def make_parts(self, run: StoreRun) -> list[PartManifest]:
         """Compute the properties of the parts that earlier runs did not finish."""
@@ -237,6 +265,7 @@ class _Plan:
             ModelPlugin(Path(self.model).resolve(), self.potential.sha256, self.options.slots, self.options.device)
         )
         graphs, place = self.relaxed_graphs.parts(run.staging), self.candidates.place()
+        followed = self.followed_graphs.parts(run.staging) if self.follows_modes else None
         tasks = (
             PropertyTask(
                 number,
@@ -251,11 +280,35 @@ class _Plan:
                 self.protocol,
                 run.staging.parts,
                 graphs,
+                followed,
+                tuple(self.born[start:stop]),
             )
             for number, (start, stop) in enumerate(self.spans)
             for begin, end in run.missing(number, stop - start)
         )
         return run.make_parts(property_part, tasks, FailurePolicy(PropertyTask.split, PropertyTask.skipped))
+
+    def write_followed(self, run: StoreRun, manifests: Sequence[PartManifest]) -> str | None:
+        """Write the graph store of the structures that imaginary modes lead to.
+
+        Args:
+            run: The run in progress.
+            manifests: Manifests of the parts of the dataset.
+
+        Returns:
+            Hash of the store; None if there is no such structure.
+        """
+        if not self.follows_modes:
+            return None
+        # A part that was divided because its worker died may have left structures.
+        valid = {manifest.key for manifest in manifests}
+        found = [one for one in committed(self.followed_graphs.parts(run.staging)) if one.key in valid]
+        return self.followed_graphs.write(run, found) if found else None
+
+    def publish_graphs(self, run: StoreRun) -> None:
+        """Move the graph stores to their final paths."""
+        self.relaxed_graphs.publish(run.staging)
+        self.followed_graphs.publish(run.staging)
 
     def finish_parts(self, run: StoreRun, manifests: Sequence[PartManifest]) -> Sequence[PartManifest]:
         """Do the last, long step of properties that have one, in a task for each material.
@@ -298,12 +351,18 @@ class _Plan:
         return [done[number] for number in range(len(sources))]
 
     def attrs(
-        self, graphs_hash: str, manifests: Sequence[PartManifest], finished: Sequence[PartManifest], seconds: float
+        self,
+        graphs_hash: str,
+        followed_hash: str | None,
+        manifests: Sequence[PartManifest],
+        finished: Sequence[PartManifest],
+        seconds: float,
     ) -> dict[str, Any]:
         """Return the root attributes of the dataset.
 
         Args:
             graphs_hash: Hash of the graph store of the relaxed structures.
+            followed_hash: Hash of the graph store of the structures that imaginary modes lead to; None without one.
             manifests: Manifests of all parts, including those of earlier runs.
             finished: Manifests of the parts with the final results.
             seconds: Wall time of this run, seconds.
@@ -312,9 +371,14 @@ class _Plan:
         counts = np.sum([manifest.notes["status"] for manifest in finished], axis=0)
         source = self.candidates.graphs if self.candidates.scores is None else self.candidates.scores
         inherited = {} if self.candidates.scores is None else self.candidates.scores.attrs
-        hull = {name: inherited[name] for name in ("hull",) if name in inherited}
+        extra: dict[str, Any] = {name: inherited[name] for name in ("hull",) if name in inherited}
+        if followed_hash is not None:
+            path = recorded_path(self.followed_graphs.path, self.out)
+            extra["followed_graphs"] = {"path": path, "store_hash": followed_hash}
+        if self.born_path is not None:
+            extra["born_charges"] = recorded_path(self.born_path, self.out)
         return {
-            **hull,
+            **extra,
             "coordinates": " ".join(COORDINATES),
             "schema": SCORES_SCHEMA,
             "kind": PROPERTIES,
@@ -330,6 +394,37 @@ class _Plan:
             "status_counts": dict(zip(PROPERTY_STATUSES, counts.tolist(), strict=True)),
             "timing": _timing(manifests, [] if finished is manifests else finished, self.size, seconds),
         }
+
+
+def _protocol(preset: str, what: Sequence[str], *, born: bool, follow_modes: bool) -> Preset:
+    """The preset, with Born charges and the following of modes among the settings of its phonons.
+
+    Raises:
+        ConfigError: The preset is unknown, or there are settings of phonons that are not computed.
+    """
+    chosen = preset_named(preset)
+    for name, given in (("Born charges", born), ("followed modes", follow_modes)):
+        if given and Phonons.name not in what:
+            raise ConfigError(f"{name} need phonons; add phonons to --what")
+    if not (born or follow_modes):
+        return chosen
+    relaxation = replace(chosen.relaxation, fix_symmetry=False) if follow_modes else None
+    return chosen.altered(Phonons.name, nac=born, follow=relaxation)
+
+
+def _born_charges(files: BornFiles, candidates: Candidates, symprec: float) -> list[BornCharges | None]:
+    """Born charges of all chosen structures.
+
+    Raises:
+        ConfigError: A structure has no charges, or a file does not fit its structure.
+    """
+    place, rows = candidates.place(), candidates.rows
+    ids = list(place.graph_columns((), rows)["structure_id"])
+    structures: list[Structure] = []
+    for start in range(0, len(rows), PART_STRUCTURES):  # not the edges of all structures at once
+        block = place.block(rows[start : start + PART_STRUCTURES])
+        structures += [block.structure(row) for row in range(len(block))]
+    return files.charges(ids, structures, symprec)
 
 
 def expected_work(candidates: Candidates, protocol: Protocol) -> NDArray[np.int64]:
@@ -391,10 +486,25 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     timing, counts = found.attrs["timing"], found.attrs["status_counts"]
     left_out = found.attrs["properties_of"]["left_out"]
     told = f"; {left_out:,} left out by --where or --limit" if left_out else ""
+    followed = _followed(found, path)
     warning = "" if counts["ok"] else "\nwarning: no structure is ok; `status` and `status_note` give the reasons"
     return (
         f"{path}: {', '.join(found.attrs['settings']['properties'])} of {found.sizes[STRUCTURE]:,} structures "
         f"({listed(counts)}){told}; {timing['evaluations'] / max(1, found.sizes[STRUCTURE]):.0f} evaluations per "
         f"structure; {timing['seconds']:.1f} s, {timing['core_hours']:.4f} core-hours; the relaxed structures are in "
-        f"{graphs_path(path)}{warning}"
+        f"{graphs_path(path)}{followed}{warning}"
     )
+
+
+def _followed(found: xr.Dataset, path: str | Path) -> str:
+    """Note on the structures that imaginary modes lead to; empty if modes were not followed."""
+    if "followed_status" not in found:
+        return ""
+    counts = np.bincount(found["followed_status"].values, minlength=len(FOLLOWED_STATUSES)).tolist()
+    words = dict(zip(FOLLOWED_STATUSES, counts, strict=True))
+    del words["not_followed"]
+    if not sum(words.values()):
+        return "; no imaginary mode to follow"
+    store = graphs_path(f"{str(path).rstrip('/').removesuffix('.zarr')}.followed")
+    where = f"; the structures of lower energy are in {store}" if "followed_graphs" in found.attrs else ""
+    return f"; imaginary modes followed: {listed(words)}{where}"

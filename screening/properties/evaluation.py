@@ -71,10 +71,13 @@ def run_stages(
     waiting: dict[Key, Cells] = {}
     evaluations: Counter[Key] = Counter()
 
-    def resume(key: Key, results: list[CellResult] | None) -> None:
+    def resume(key: Key, results: list[CellResult] | OutcomeError | None) -> None:
         try:
-            # The first value that is sent to a generator must be None.
-            waiting[key] = started[key].send(results)  # type: ignore[arg-type]
+            if isinstance(results, OutcomeError):
+                waiting[key] = started[key].throw(results)
+            else:
+                # The first value that is sent to a generator must be None.
+                waiting[key] = started[key].send(results)  # type: ignore[arg-type]
         except StopIteration as end:
             outcomes[key] = end.value
         except OutcomeError as error:
@@ -92,11 +95,7 @@ def run_stages(
             results = [found.pop((key, place)) for place in range(len(cells.structures))]
             faults = [one for one in results if isinstance(one, OutcomeError)]
             evaluations[key] += sum(one.evaluations for one in results if isinstance(one, CellResult))
-            if faults:
-                started[key].close()
-                outcomes[key] = Outcome(faults[0].status, note=faults[0].note)
-            else:
-                resume(key, [one for one in results if isinstance(one, CellResult)])
+            resume(key, faults[0] if faults else [one for one in results if isinstance(one, CellResult)])
     return {key: replace(outcome, evaluations=evaluations[key]) for key, outcome in outcomes.items()}
 
 

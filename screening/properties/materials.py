@@ -19,6 +19,7 @@ from .protocol import (
     NOT_RELAXED,
     OK,
     TOO_LARGE,
+    BornCharges,
     Material,
     Outcome,
     OutcomeError,
@@ -78,7 +79,12 @@ class Computed:
         return cls(relaxed, prepared, dict.fromkeys((one.name for one in properties), prepared))
 
 
-def compute_materials(structures: Sequence[Structure], potential: Potential, protocol: Protocol) -> list[Computed]:
+def compute_materials(
+    structures: Sequence[Structure],
+    potential: Potential,
+    protocol: Protocol,
+    born: Sequence[BornCharges | None] | None = None,
+) -> list[Computed]:
     """Compute the properties of some structures.
 
     Results do not depend on the other structures.
@@ -87,14 +93,16 @@ def compute_materials(structures: Sequence[Structure], potential: Potential, pro
         structures: The structures.
         potential: Potential with energy, forces and stress.
         protocol: What is computed.
+        born: Born charges of each structure, if they are known.
 
     Returns:
         The result for each structure, in order.
     """
+    charges = born or [None] * len(structures)
     relaxed = _relaxed(structures, potential, protocol)
     prepared = [_prepared(structure, one, protocol) for structure, one in zip(structures, relaxed, strict=True)]
     started = {
-        (place, one.name): one.stages(_material(relaxed[place], protocol))
+        (place, one.name): one.stages(_material(relaxed[place], protocol, charges[place]))
         for place, outcome in enumerate(prepared)
         if outcome.status == OK or (outcome.status == NOT_RELAXED and not protocol.relax)
         for one in protocol.properties
@@ -135,7 +143,7 @@ def _prepared(structure: Structure, relaxed: Relaxed, protocol: Protocol) -> Out
     return Outcome(TOO_LARGE if relaxed.status == batched.TOO_LARGE else FAILED, note=relaxed.reason)
 
 
-def _material(relaxed: Relaxed, protocol: Protocol) -> Material:
+def _material(relaxed: Relaxed, protocol: Protocol, born: BornCharges | None) -> Material:
     frame = relaxed.last
     assert frame is not None  # noqa: S101 - a relaxed structure has a last point
-    return Material(frame.structure, frame.energy, frame.forces, frame.stress, protocol.relaxation.symprec)
+    return Material(frame.structure, frame.energy, frame.forces, frame.stress, protocol.relaxation.symprec, born)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,15 @@ from numpy.typing import NDArray
 from ...pipeline.errors import ConfigError
 from ...pipeline.runs.parts import PartArray
 from ...pipeline.store.schema import TEXT, ArraySpec, empty_rows, flags, structure_array
+from ..dataset.scores import RELAXATION_STATUS
 from ..relaxation.batched import RelaxSettings
 from ..relaxation.output import relaxed_arrays
 from .materials import Computed
 from .protocol import OK, PROPERTY_STATUSES, SYMMETRY_CHANGED, Outcome, Property, status_array
 
+# Columns of the graph store of structures that imaginary modes lead to: the id of the crystal, and the energy gain in
+# eV/atom.
+FOLLOWED_COLUMNS = ("followed_from", "energy_gain")
 _STATUS = structure_array(
     "status",
     "uint8",
@@ -25,8 +30,15 @@ _STATUS = structure_array(
 
 
 def base_arrays(relaxation: RelaxSettings) -> tuple[ArraySpec, ...]:
-    """Return the arrays of a relaxation, in which the status has the meanings of `PROPERTY_STATUSES`."""
-    return tuple(_STATUS if spec.name == "status" else spec for spec in relaxed_arrays(relaxation))
+    """Return the arrays of a relaxation, whose status is renamed: here the status has the `PROPERTY_STATUSES`."""
+    arrays = relaxed_arrays(relaxation)
+    status = next(spec for spec in arrays if spec.name == "status")
+    return (
+        *(_STATUS if spec is status else spec for spec in arrays),
+        replace(
+            status, name=RELAXATION_STATUS, attrs={**status.attrs, "description": "outcome of the relaxation alone"}
+        ),
+    )
 
 
 def property_arrays(properties: Sequence[Property]) -> tuple[ArraySpec, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
@@ -49,6 +49,20 @@ class Preset:
                 f"the chosen properties are {', '.join(names) or 'none'}; name at least one, and each only once"
             )
         return tuple(known[name] for name in names)
+
+    def altered(self, name: str, **settings: Any) -> Self:
+        """The protocol with other settings of one property.
+
+        Args:
+            name: Name of the property.
+            **settings: Its settings that differ.
+
+        Raises:
+            ConfigError: The preset does not define the property.
+        """
+        self.chosen([name])
+        others = (replace(one, **settings) if one.name == name else one for one in self.properties)  # type: ignore[type-var]
+        return replace(self, properties=tuple(others))
 
     def record(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the settings of some properties and of the relaxation, as content for JSON."""

@@ -10,8 +10,9 @@ these, and returns an `Outcome`:
 
 The run drives the generators of many materials and properties side by side and evaluates their cells together
 (`evaluation.run_stages`), so a generator may depend on nothing but its material and the results. It may raise
-`OutcomeError` to end with a status other than ok. A cell that has no graph, or for which the model predicts numbers
-that are not finite, ends the property of its material, so that `stages` sees valid results only.
+`OutcomeError` to end with a status other than ok. For a cell that has no graph, or for which the model predicts numbers
+that are not finite, an `OutcomeError` is raised at the `yield`; unless `stages` handles it, it ends the property of its
+material. So `stages` sees valid results only.
 
 Every value that a property returns belongs to an array that it declares: `Property.arrays` with one row per structure
 (values that an outcome lacks are NaN, zero, false or empty), and `Property.tables` with any number of rows per
@@ -89,6 +90,20 @@ class CellResult:
 
 
 @dataclass(frozen=True, slots=True)
+class BornCharges:
+    """Born effective charges and dielectric tensor, for the splitting of longitudinal and transverse optical modes.
+
+    Attributes:
+        charges: Charge tensor of each atom of the crystal: float64[n_atoms, 3, 3], e. The first index is the
+            direction of the polarization, the second index the direction of the displacement.
+        dielectric: Electronic part of the dielectric tensor: float64[3, 3].
+    """
+
+    charges: NDArray[np.float64]
+    dielectric: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
 class Material:
     """A material whose properties are computed.
 
@@ -98,6 +113,7 @@ class Material:
         forces: Its forces: float64[n_atoms, 3], eV/angstrom.
         stress: Its stress tensor: float64[3, 3], eV/angstrom^3.
         symprec: Tolerance of searches for symmetry: largest distance of a site from its symmetric position, angstrom.
+        born: Born charges of its atoms, if they are known.
     """
 
     structure: Structure
@@ -105,6 +121,7 @@ class Material:
     forces: NDArray[np.float64]
     stress: NDArray[np.float64]
     symprec: float
+    born: BornCharges | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +133,7 @@ class Outcome:
         values: Values by name of the array.
         tables: Rows by name of the table.
         note: Why the status is not ok.
+        derived: A new structure that the property has found.
         evaluations: Number of evaluations; `evaluation.run_stages` counts them.
     """
 
@@ -123,6 +141,7 @@ class Outcome:
     values: Mapping[str, Any] = field(default_factory=dict)
     tables: Mapping[str, NDArray[Any] | list[str]] = field(default_factory=dict)
     note: str = ""
+    derived: CellResult | None = None
     evaluations: int = 0
 
 

@@ -38,6 +38,7 @@ class RelaxedGraphs:
         columns: Input columns to copy.
         identity: Everything that the result depends on, by name.
         limit: Largest number of structures, as the user gave it.
+        name: Name of a further store of the same dataset, which holds other structures; part of its path.
 
     Attributes:
         path: Path of the store.
@@ -45,9 +46,16 @@ class RelaxedGraphs:
     """
 
     def __init__(
-        self, out: str, source: GraphStore, columns: Sequence[str], identity: Mapping[str, Any], limit: int | None
+        self,
+        out: str,
+        source: GraphStore,
+        columns: Sequence[str],
+        identity: Mapping[str, Any],
+        limit: int | None,
+        name: str = "",
     ) -> None:
-        self.path = Path(graphs_path(out))
+        self.path = Path(graphs_path(f"{out.rstrip('/').removesuffix('.zarr')}.{name}" if name else out))
+        self._name = name
         self._source, self._columns, self._limit = source, tuple(columns), limit
         self.digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()
 
@@ -85,7 +93,7 @@ class RelaxedGraphs:
 
     def parts(self, staging: Staging) -> Path:
         """Return the folder of the parts of the store; it is made if it does not exist."""
-        folder = staging.work / GRAPH_PARTS
+        folder = staging.work / f"{self._name}{GRAPH_PARTS}"
         folder.mkdir(exist_ok=True)
         return folder
 
@@ -95,7 +103,7 @@ class RelaxedGraphs:
         Returns:
             Hash of the store.
         """
-        scratch = run.staging.work / GRAPHS
+        scratch = run.staging.work / f"{self._name}{GRAPHS}"
         if scratch.exists():
             shutil.rmtree(scratch)
         specs = relaxed_graph_arrays(self._columns)
@@ -122,4 +130,6 @@ class RelaxedGraphs:
         """Move the store to its final path, replacing an older one."""
         if self.path.exists():
             shutil.rmtree(self.path)
-        (staging.work / GRAPHS).rename(self.path)
+        scratch = staging.work / f"{self._name}{GRAPHS}"
+        if scratch.exists() or not self._name:  # a further store may be empty, and is then not written
+            scratch.rename(self.path)

@@ -154,10 +154,11 @@ def read_content(rows: ScoresReader, top: int, by: str | None = None) -> ReportC
 
 def _values(rows: ScoresReader, name: str) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
     """Yield the chunks of a column, with NaN for rows whose status is not ok."""
-    ok = rows.meanings("status")["ok"]
+    status = rows.energy_status
+    ok = rows.meanings(status)["ok"]
     for start, stop in rows.chunks():
         values = np.asarray(rows.column(name, start, stop), dtype=np.float64)
-        yield start, stop, np.where(rows.column("status", start, stop) == ok, values, np.nan)
+        yield start, stop, np.where(rows.column(status, start, stop) == ok, values, np.nan)
 
 
 def _count_distances(rows: ScoresReader, start: int, stop: int, above: NDArray[np.float64], tally: _Tally) -> None:
@@ -217,7 +218,7 @@ def _not_stored(source: GraphStore | None) -> Iterator[tuple[str, int]]:
 
 def _not_ok(rows: ScoresReader) -> Iterator[tuple[str, int]]:
     """Yield the outcomes other than ok, of scoring or relaxation and then of the hull, with their counts."""
-    for name in ("status", "hull_status"):
+    for name in (rows.energy_status, "hull_status"):
         if name not in rows.specs:
             continue
         words = {value: word.replace("_", " ") for word, value in rows.meanings(name).items()}

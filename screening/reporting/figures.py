@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .content import Distribution
 from .page import data
+from .phonon_bands import PhononBands
 
 _INK, _SOFT, _LINE, _ACCENT, _LOW, _HIGH = "--ink", "--soft", "--line", "--accent", "--low", "--high"
 # Maximum number of points in a plot; more would only slow down the page.
@@ -116,6 +117,26 @@ def hulls(diagrams: Mapping[str, Mapping[str, Any]]) -> str:
     note = "Hover over a point for its formula and energy. Lines connect the references that span the hull."
     element = "<div class='chosen-figure' id='hulls' style='height:460px'></div>"
     return f"{chooser}{element}<p class='note'>{note}</p>{data('hulls-data', full)}"
+
+
+def bands(name: str, found: PhononBands) -> str:
+    """Return the phonon bands of a crystal as an element of the page.
+
+    Args:
+        name: Id of the element.
+        found: The bands.
+    """
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for band in np.round(found.frequency, 3).T.tolist():
+        for segment in found.segments:
+            x += [*np.round(found.distance[segment], 4).tolist(), None]  # None ends a line
+            y += [*band[segment], None]
+    line = {"type": "scatter", "mode": "lines", "x": x, "y": y, "line": {"color": _ACCENT, "width": 1}}
+    ticks = found.ticks()
+    path = {"tickvals": list(ticks), "ticktext": list(ticks.values()), "range": [0.0, float(found.distance.max())]}
+    frequency = {"title": {"text": "frequency, THz"}, "zerolinecolor": _INK}
+    return _figure(name, [{**line, "hoverinfo": "y"}], 300, x={**path, "zeroline": False}, y=frequency)
 
 
 def element_places() -> dict[str, tuple[int, int]]:

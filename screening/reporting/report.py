@@ -22,6 +22,7 @@ from .content import NEAR, ReportContent, read_content
 from .hull_diagrams import hull_diagrams
 from .labelled_energies import LabelledEnergies, labelled_energies
 from .page import data, page, picture_file, section
+from .phonon_bands import PhononBands, phonon_bands
 from .printed_figures import write_figures
 from .structure_svg import picture
 
@@ -55,10 +56,10 @@ def report(
     """Write a report of a screen, a relaxation, a hull or a selection.
 
     The page shows the best candidates with pictures; a table of candidates that can be sorted and filtered, with the
-    structures of the best 200 to rotate and download; the convex hulls of binary and ternary systems; a funnel of
-    counts; distributions of energies and uncertainties; a periodic table of the hits; predictions against labels, if
-    the graph store has any; cost and provenance. It needs no internet connection. Candidates that are the same crystal
-    share one row of the table.
+    structures of the best 200 to rotate and download; phonon bands of the best candidates, if `compute_properties` has
+    computed them; the convex hulls of binary and ternary systems; a funnel of counts; distributions of energies and
+    uncertainties; a periodic table of the hits; predictions against labels, if the graph store has any; cost and
+    provenance. It needs no internet connection. Candidates that are the same crystal share one row of the table.
 
     Example:
         >>> from equiscreen.screening import report
@@ -111,6 +112,7 @@ def report(
     sections = [
         _summary(content, name, rows.attrs),
         *_candidates(content, table),
+        *_bands(table, phonon_bands(rows, table)),
         *_hulls(diagrams),
         section("From the source to the best candidates", figures.funnel(content.funnel) + _losses(content)),
         *(section(_heading(spread.name), figures.distribution(spread)) for spread in content.distributions),
@@ -246,6 +248,19 @@ def _card(content: ReportContent, table: CandidateTable, place: int) -> str:
 def _hulls(diagrams: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return diagrams of the hull in systems of two or three elements."""
     return [section("Convex hulls", figures.hulls(diagrams))] if diagrams else []
+
+
+def _bands(table: CandidateTable, found: Mapping[int, PhononBands]) -> list[str]:
+    """Return the phonon bands of the best candidates that have some."""
+    if not found:
+        return []
+    drawn = "".join(
+        f"<div><h3>{place + 1}. {escape(str(table.values['formula'][place]))}</h3>"
+        f"{figures.bands(f'bands-{place}', one)}</div>"
+        for place, one in found.items()
+    )
+    note = "<p class='note'>Negative frequencies are those of imaginary modes, along which a crystal is unstable.</p>"
+    return [section("Phonons of the best candidates", f"<div class='figures'>{drawn}</div>{note}")]
 
 
 def _losses(content: ReportContent) -> str:

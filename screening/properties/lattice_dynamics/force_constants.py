@@ -15,26 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from ....pipeline.errors import ConfigError
 from ....pipeline.structures.structure import Structure
+from ..protocol import BornCharges
 from .supercells import PHONOPY_SYMPREC, from_phonopy, to_phonopy
 
 # Translational and permutation symmetry are imposed on the force constants alternately, this many times.
 _SYMMETRIZATIONS = 3
 N_ACOUSTIC = 3
 _COULOMB = 14.399645  # Coulomb constant, eV angstrom / e^2 (CODATA 2018)
-
-
-@dataclass(frozen=True, slots=True)
-class BornCharges:
-    """Born effective charges and dielectric tensor, for the splitting of longitudinal and transverse optical modes.
-
-    Attributes:
-        charges: Charge tensor of each atom of the crystal: float64[n_atoms, 3, 3], e. The first index is the
-            direction of the polarization, the second index the direction of the displacement.
-        dielectric: Electronic part of the dielectric tensor: float64[3, 3].
-    """
-
-    charges: NDArray[np.float64]
-    dielectric: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from ....pipeline.errors import ConfigError
 from ....pipeline.store.schema import CARTESIAN, CARTESIAN_2, LATTICE_VECTOR, TEXT, ArraySpec, structure_array
 from ....pipeline.structures.structure import Structure
+from ...relaxation.batched import RelaxSettings
 from ...relaxation.symmetry import symmetrized
 from ..protocol import (
+    FAILED,
     IMAGINARY_MODES,
     OK,
     TOO_LARGE,
@@ -30,6 +32,7 @@ from ..protocol import (
     table_array,
 )
 from .force_constants import Stability, displaced_supercells, set_force_constants, stability
+from .mode_following import follow, followed_arrays
 from .spectra import bands, density_of_states, thermal_displacements, thermal_functions
 from .supercells import supercell_matrix
 
@@ -40,6 +43,23 @@ _ATOMS_PER_VOLUME = 1 / 15.0  # 1/angstrom^3
 # and pairs of an atom of the primitive cell and one of the supercell.
 _FREQUENCY, _POINT, _MODE = "dos_point", "band_point", "band_mode"
 _ATOM, _PAIR = "phonon_atom", "force_constant_pair"
+
+
+_DIELECTRIC = structure_array(
+    "dielectric_tensor",
+    "float64",
+    "electronic part of the dielectric tensor that was given",
+    dims=(CARTESIAN, CARTESIAN_2),
+    units="1",
+)
+_BORN = table_array(
+    "born_charge",
+    _ATOM,
+    "Born charge that was given, with the symmetry of the crystal; first the polarization, then the displacement",
+    "e",
+    CARTESIAN,
+    CARTESIAN_2,
+)
 
 
 def _scalar(name: str, description: str, units: str, temperature: float) -> ArraySpec:
@@ -63,6 +83,8 @@ class Phonons(Property):
         tolerance: A crystal is dynamically stable if no frequency is below minus this value, THz.
         temperature: Temperature of the thermodynamic functions with one value per crystal, K.
         temperatures: Temperatures of the thermodynamic functions with several values per crystal, K.
+        follow: How to relax the structure that the softest imaginary mode leads to; None does not follow the mode.
+        nac: Whether the non-analytical term of the Born charges splits longitudinal and transverse optical modes.
 
     Raises:
         ConfigError: A value is out of range.
@@ -80,6 +102,8 @@ class Phonons(Property):
     tolerance: float = 0.1
     temperature: float = 300.0
     temperatures: tuple[float, ...] = tuple(float(value) for value in range(0, 1001, 100))
+    follow: RelaxSettings | None = None
+    nac: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -152,6 +176,8 @@ class Phonons(Property):
                 units="1",
             ),
             structure_array("n_phonon_displacements", "int32", "number of displaced supercells", units="1"),
+            *((_DIELECTRIC,) if self.nac else ()),
+            *(() if self.follow is None else followed_arrays()),
         )
 
     def _by_temperature(self, name: str, description: str, units: str) -> ArraySpec:
@@ -194,6 +220,7 @@ class Phonons(Property):
                 CARTESIAN,
                 CARTESIAN_2,
             ),
+            *((_BORN,) if self.nac else ()),
         )
 
     def workload(self, n_atoms: int) -> Workload:
@@ -206,6 +233,8 @@ class Phonons(Property):
     def stages(self, material: Material) -> Stages:
         """See `Property.stages`."""
         check_crystal(material.structure)
+        if self.nac and material.born is None:
+            raise OutcomeError(FAILED, "the Born charges of the crystal are not known")
         crystal = symmetrized(material.structure, material.symprec)
         matrix = self._supercell(crystal, material.symprec)
         check_size(len(crystal) * round(abs(np.linalg.det(matrix))), self.max_atoms)
@@ -213,9 +242,9 @@ class Phonons(Property):
         count = len(supercells.structures) - 1
         check_displacements(count, self.max_displacements)
         results = yield Cells(supercells.structures)
-        phonopy = set_force_constants(supercells, [one.forces for one in results])
+        born = material.born if self.nac else None
+        phonopy = set_force_constants(supercells, [one.forces for one in results], born)
         found = stability(phonopy, self.mesh, self.tolerance)
-        note = "" if found.is_stable else f"{found.min_frequency:.2f} THz at {_coordinates(found.min_wave_vector)}"
         values, tensors = self._thermal(phonopy)
         values.update(_stability_values(found), phonon_supercell=matrix, n_phonon_displacements=count)
         tables = {
@@ -223,7 +252,17 @@ class Phonons(Property):
             "displacement_tensor": tensors,
             "force_constants": np.asarray(phonopy.force_constants).reshape(-1, 3, 3),
         }
-        return Outcome(OK if found.is_stable else IMAGINARY_MODES, values, tables, note)
+        if born is not None:
+            values["dielectric_tensor"], tables["born_charge"] = born.dielectric, born.charges
+        if found.is_stable:
+            return Outcome(OK, values, tables)
+        note = f"{found.min_frequency:.2f} THz at {_coordinates(found.min_wave_vector)}"
+        if self.follow is None:
+            return Outcome(IMAGINARY_MODES, values, tables, note)
+        followed = yield from follow(phonopy, material, self.tolerance, self.follow)
+        values |= {"followed_status": followed.status, **followed.values}
+        notes = "; ".join(filter(None, (note, followed.note)))
+        return Outcome(IMAGINARY_MODES, values, tables, notes, followed.result)
 
     def _supercell(self, crystal: Structure, symprec: float) -> NDArray[np.int64]:
         """Return the lattice vectors of the supercell as rows: int64[3, 3]."""

@@ -12,16 +12,17 @@ from ....pipeline.store.graph_store import GraphStore
 from ...dataset.reader import place_of_graphs
 from ...dataset.scores import open_scores
 from ...relaxation.symmetry import symmetrized
-from ..protocol import check_installed
-from .force_constants import with_force_constants
+from ..protocol import BornCharges, check_installed
+from .force_constants import nac_parameters, with_force_constants
 from .spectra import Bands, DensityOfStates
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
 
 def stored_phonopy(dataset: str | Path, structure_id: str) -> Any:
-    """Return phonopy's `Phonopy` object of a crystal, with its force constants.
+    """Return phonopy's `Phonopy` object of a crystal, with its force constants and, if they were given, Born charges.
 
     Example:
         >>> from equiscreen.screening import compute_properties
@@ -41,24 +42,36 @@ def stored_phonopy(dataset: str | Path, structure_id: str) -> Any:
     """
     check_installed("stored_phonopy", ["phonopy"])
     found = open_scores(dataset)
-    if "phonon_supercell" not in found:
-        raise StoreError(f"{dataset} holds no phonons; run `equiscreen properties` with `--what phonons`")
+    if "force_constants" not in found:
+        raise StoreError(
+            f"{dataset} holds no force constants; give the dataset that `equiscreen properties --what phonons` wrote"
+        )
     rows = np.flatnonzero(found["structure_id"].values == structure_id)
     if len(rows) == 0:
         raise ConfigError(f"{dataset}: no structure has the id {structure_id!r}; see the array structure_id")
     row = int(rows[0])
-    ends = np.cumsum(found["n_force_constant_pair"].values)
-    start = int(ends[row - 1]) if row else 0
-    if start == int(ends[row]):
+    pairs = _rows(found, "force_constant_pair", row)
+    if pairs.start == pairs.stop:
         raise StoreError(
             f"{dataset}: {structure_id} has no phonons ({found['status_note'].values[row] or 'no reason was recorded'})"
         )
     structure = GraphStore(place_of_graphs(dataset, found.attrs, None)).block(row, row + 1, labels=False).structure(0)
     crystal = symmetrized(structure, float(found.attrs["settings"]["relaxation"]["symprec"]))
     matrix = found["phonon_supercell"].values[row].astype(np.int64)
-    constants = found["force_constants"][start : int(ends[row])].values
+    constants = found["force_constants"][pairs].values
     n_supercell = len(crystal) * round(abs(np.linalg.det(matrix)))
-    return with_force_constants(crystal, matrix, constants.reshape(-1, n_supercell, 3, 3))
+    phonopy = with_force_constants(crystal, matrix, constants.reshape(-1, n_supercell, 3, 3))
+    if "born_charge" in found:
+        charges = found["born_charge"][_rows(found, "phonon_atom", row)].values
+        phonopy.nac_params = nac_parameters(phonopy, BornCharges(charges, found["dielectric_tensor"].values[row]))
+    return phonopy
+
+
+def _rows(found: xr.Dataset, dim: str, row: int) -> slice:
+    """Rows of the tables along a dim that belong to a structure."""
+    counts = found[f"n_{dim}"].values
+    end = int(counts[: row + 1].sum())
+    return slice(end - int(counts[row]), end)
 
 
 def band_figure(path: Bands, states: DensityOfStates) -> Figure:

@@ -59,8 +59,13 @@ def write_scores(
     members: np.ndarray[Any, Any] | None = None,
     ids: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
+    kind: str | None = None,
+    extra: Sequence[tuple[ArraySpec, np.ndarray[Any, Any]]] = (),
 ) -> Path:
-    """Write a scores dataset with given total energies (eV) of the first structures of a graph store."""
+    """Write a scores dataset with given total energies (eV) of the first structures of a graph store.
+
+    It has the `extra` arrays, too.
+    """
     size = len(energy)
     block = graphs.block(0, size, labels=False)
     specs = [spec for spec in STRUCTURE_ARRAYS if spec.name != "status"]
@@ -80,6 +85,8 @@ def write_scores(
     if members is not None:
         arrays["energy_members"] = members
         specs.append(ArraySpec("energy_members", (STRUCTURE, "member"), "float64", {}, (members.shape[1],)))
+    arrays |= {spec.name: values for spec, values in extra}
+    specs += [spec for spec, _ in extra]
     folder = path.with_suffix(".parts")
     folder.mkdir()
     manifest = write_part(folder, PartKey(0, 0, size), arrays, {"read": size}, {})
@@ -91,7 +98,7 @@ def write_scores(
         "schema": SCORES_SCHEMA,
         "graph_store": {"path": str(graphs.path), "store_hash": graphs.store_hash},
         "model": {"energy_scheme": scheme, "weights_sha256": "w"},
-        **({"kind": "relaxed"} if relaxed else {}),
+        **({"kind": kind or "relaxed"} if relaxed else {}),
     }
     finish_store(path, digests, attrs)
     return path

@@ -21,7 +21,6 @@ from equiscreen.screening import compute_properties
 from equiscreen.screening.properties.evaluation import run_stages
 from equiscreen.screening.properties.lattice_dynamics import spectra
 from equiscreen.screening.properties.lattice_dynamics.force_constants import (
-    BornCharges,
     displaced_supercells,
     nac_parameters,
     set_force_constants,
@@ -34,7 +33,7 @@ from equiscreen.screening.properties.lattice_dynamics.stored import band_figure,
 from equiscreen.screening.properties.lattice_dynamics.supercells import shortest_vector, supercell_matrix
 from equiscreen.screening.properties.materials import Protocol
 from equiscreen.screening.properties.presets import PRESETS
-from equiscreen.screening.properties.protocol import PROPERTY_STATUSES, Material, Outcome
+from equiscreen.screening.properties.protocol import PROPERTY_STATUSES, BornCharges, Material, Outcome
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
