@@ -31,6 +31,13 @@ def publish(
         str | None,
         typer.Option("--license", metavar="URL", help="URL of the licence of the data.", show_default="not stated"),
     ] = None,
+    author: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Person who made the data. Repeatable.", show_default="not stated"),
+    ] = None,
+    publisher: Annotated[
+        str, typer.Option(metavar="NAME", help="Organisation that publishes the data.", show_default="not stated")
+    ] = "",
     by: Annotated[
         str | None,
         typer.Option(
@@ -69,6 +76,8 @@ def publish(
             place,
             title=title,
             license_url=license_url,
+            authors=author or (),
+            publisher=publisher,
             by=by,
             graphs=graphs,
             report=report,

@@ -38,7 +38,7 @@ from .catalogue import (
     PublishedStore,
 )
 from .catalogue_page import catalogue_page
-from .crate import CRATE_FILE, crate_metadata
+from .crate import CRATE_FILE, Credits, crate_metadata
 from .place import Place
 from .public_attributes import public_attributes, public_root
 from .ranked_store import ranked_rows, write_ranked_store
@@ -107,6 +107,8 @@ def publish(
     *,
     title: str | None = None,
     license_url: str | None = None,
+    authors: Sequence[str] = (),
+    publisher: str = "",
     by: str | None = None,
     graphs: bool = True,
     report: bool = True,
@@ -132,6 +134,8 @@ def publish(
         place: Folder to write, or its URL (``s3://bucket/name``).
         title: Title of the page.
         license_url: URL of the licence of the data, for the RO-Crate.
+        authors: Names of the persons who made the data, for the RO-Crate.
+        publisher: Name of the organisation that publishes the data, for the RO-Crate.
         by: Column to rank by, lowest first, or highest first if preceded by a minus; by default as in `select`. Without
             a column that can be compared between compositions there is no ranked list.
         graphs: Whether to publish the graph store, which holds the structures.
@@ -146,6 +150,7 @@ def publish(
         OutputExistsError: The place holds something else or cannot be written.
     """
     begin = time.monotonic()
+    credited = Credits(license_url, tuple(authors), publisher)
     scores = dataset_in(scores)
     if "://" in str(scores):
         raise ConfigError(f"{scores}: only a dataset on this machine can be published; copy it here first")
@@ -178,7 +183,7 @@ def publish(
         attrs, written = public_attributes(rows.attrs), (Path(scores) / ROOT_FILE).stat().st_mtime
         pages = {
             PAGE_FILE: catalogue_page(catalogue, _best(work / RANKING, measure), report=report).encode(),
-            CRATE_FILE: crate_metadata(catalogue, attrs, _date(written), license_url, report=report),
+            CRATE_FILE: crate_metadata(catalogue, attrs, _date(written), credited, report=report),
         }
         sums |= {name: hashlib.sha256(content).hexdigest() for name, content in pages.items()}
         listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
