@@ -18,7 +18,7 @@ _SCORES_HELP = (
 
 
 def publish(
-    scores: Annotated[Path, typer.Argument(metavar="S.zarr", help=_SCORES_HELP)],
+    scores: Annotated[str, typer.Argument(metavar="S.zarr", help=f"{_SCORES_HELP} A dataset may be a URL.")],
     place: Annotated[
         str,
         typer.Argument(

@@ -48,7 +48,7 @@ def crate_metadata(
     Args:
         catalogue: What the publication holds.
         attrs: Public attributes of the scores.
-        written: When the scores were written, ISO 8601.
+        written: When the scores were written, ISO 8601; empty if unknown.
         credited: Authors, publisher and licence.
         report: Whether there is a report.
     """
@@ -62,7 +62,7 @@ def crate_metadata(
         "@type": "CreateAction",
         "name": f"equiscreen: structures {catalogue.kind}",
         "description": str(attrs.get("command") or f"{catalogue.rows} structures were {catalogue.kind}"),
-        "endTime": written,
+        **({"endTime": written} if written else {}),
         "instrument": {"@id": _SOFTWARE},
         **({"agent": _references(list(authors))} if authors else {}),
         "object": _references([_MODEL, *(name for name in stores if name == f"{GRAPHS}/")]),

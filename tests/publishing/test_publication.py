@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 import s3fs
 from equiscreen.pipeline.errors import OutputExistsError, StoreError
+from equiscreen.pipeline.store.tables import DUPLICATES_FILE
 from equiscreen.publishing import open_catalogue, publish
-from equiscreen.publishing.catalogue import CATALOGUE_FILE, CHECKSUMS_FILE, PAGE_FILE, RANKING, SCORES
+from equiscreen.publishing.catalogue import CATALOGUE_FILE, CHECKSUMS_FILE, GRAPHS, PAGE_FILE, RANKING, SCORES
 from equiscreen.publishing.crate import CRATE_FILE
 from equiscreen.publishing.publication import MARK_FILE
 from equiscreen.publishing.ranked_store import chunk_rows
@@ -70,6 +71,27 @@ def test_a_publication_is_read_over_http(dataset: Path, address: str) -> None:
         finite = np.isfinite(values)
         assert not (np.diff(finite.astype(int)) > 0).any()
         assert (np.diff(values[finite]) >= 0).all()
+
+
+def test_a_dataset_on_a_web_server_is_published(published: Path, address: str, tmp_path: Path) -> None:
+    (published / SCORES / DUPLICATES_FILE).write_bytes(b"a file that only some stores have")
+    publish(f"{address}/{SCORES}", tmp_path / "again", report=False)
+    for store in (SCORES, RANKING, GRAPHS):
+        files = [path.relative_to(published) for path in (published / store).rglob("*") if path.is_file()]
+        again = [path for path in (tmp_path / "again" / store).rglob("*") if path.is_file()]
+        assert len(again) == len(files)
+        data = [file for file in files if file != Path(store, "zarr.json")]
+        assert all((tmp_path / "again" / file).read_bytes() == (published / file).read_bytes() for file in data)
+    assert (
+        open_catalogue(tmp_path / "again")
+        .ranking()
+        .drop_attrs()
+        .identical(open_catalogue(published).ranking().drop_attrs())
+    )
+    with pytest.raises(StoreError, match=r"none\.zarr: no such store"):
+        publish(f"{address}/none.zarr", tmp_path / "none")
+    with pytest.raises(OutputExistsError, match=r"scores\.zarr is read by this run"):
+        publish(f"{address}/{SCORES}", f"{address}/{SCORES}/public")
 
 
 def test_all_files_have_their_checksums_and_no_local_paths(published: Path, dataset: Path) -> None:
@@ -125,13 +147,21 @@ def test_an_interrupted_publication_resumes(dataset: Path, tmp_path: Path) -> No
     assert not (place / MARK_FILE).exists()
 
 
-def test_a_catalogue_older_than_its_data_is_refused(dataset: Path, published: Path, tmp_path: Path) -> None:
+def test_a_catalogue_older_than_its_data_is_refused(
+    dataset: Path,
+    published: Path,
+    tmp_path: Path,
+    command_line: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
     (tmp_path / "later").mkdir()
     later = write_dataset(tmp_path / "later", COUNT, seed=1)
     shutil.rmtree(published / SCORES)
     shutil.copytree(later, published / SCORES)
     with pytest.raises(StoreError, match=r"the catalogue is older than scores\.zarr"):
         open_catalogue(published)
+    done = command_line("serve", published)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "the catalogue is older than scores.zarr" in done.stderr
     shutil.rmtree(published / SCORES)
     shutil.copytree(dataset, published / SCORES)
     (published / CHECKSUMS_FILE).write_text("")
@@ -201,6 +231,12 @@ def check_bucket(files: s3fs.S3FileSystem, dataset: Path, published: Path) -> No
     assert len(there) == found.files
     assert all(files.cat(there[name]) == here[name].read_bytes() for name in here if "/" in name)
     assert open_catalogue(place).ranking().identical(open_catalogue(published).ranking())
+    publish(f"{place}/{SCORES}", "s3://public/again", title="<b>Alloys</b>", report=False)
+    again = [name for name in files.find("public/again") if name.endswith("/zarr.json") or "/c/" in name]
+    assert all(files.cat(name) == files.cat(name.replace("/again/", "/alloys/")) for name in again if "/c/" in name)
+    assert len(again) == len([name for name in here if name.endswith("/zarr.json") or "/c/" in name])
+    with pytest.raises(OutputExistsError, match=r"alloys/scores\.zarr is read by this run"):
+        publish(f"{place}/{SCORES}", f"{place}/{SCORES}/public")
     with pytest.raises(OutputExistsError, match="already published"):
         publish(dataset, place, report=False)
     publish(dataset, place, report=False, by="max_force", overwrite=True)

@@ -143,7 +143,14 @@ def test_a_publication_is_a_valid_crate(dataset: Path, tmp_path: Path, stated: b
     validator, python = program("crate", "rocrate-validator"), program("crate", "python")
     subprocess.run([python, "-c", STORE_CONTEXT, tmp_path / "cache"], check=True)
     words = [validator, "-y", "validate", "--offline", "--cache-path", tmp_path / "cache", "-f", "json"]
-    words += ["-o", tmp_path / "found.json", "-p", "process-run-crate-0.5", "-l", "recommended" if stated else "required"]
+    words += [
+        "-o",
+        tmp_path / "found.json",
+        "-p",
+        "process-run-crate-0.5",
+        "-l",
+        "recommended" if stated else "required",
+    ]
     done = subprocess.run([*words, tmp_path / "public"], capture_output=True, text=True, check=False)
     assert (tmp_path / "found.json").exists(), done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_bytes())
