@@ -13,7 +13,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; bas
 _STYLE = """
 :root{color-scheme:light dark}
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#1b1f24;background:#fff}
-h1{font-size:1.5rem}h1,h2{overflow-wrap:anywhere}h2{font-size:1.15rem;margin-top:2rem}a{color:#2347a8}
+h1{font-size:1.5rem}body{overflow-wrap:break-word}h2{font-size:1.15rem;margin-top:2rem}a{color:#2347a8}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #d8dee4}
 th{vertical-align:bottom}th a{color:inherit}td:first-child{min-width:6rem;overflow-wrap:anywhere}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td.n{white-space:nowrap}.wide{overflow-x:auto}

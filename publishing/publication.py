@@ -42,7 +42,7 @@ from .catalogue import (
     PublishedStore,
 )
 from .catalogue_page import catalogue_page
-from .crate import CRATE_FILE, Credits, crate_metadata
+from .crate_metadata import CRATE_FILE, Credits, crate_metadata
 from .place import Place
 from .public_attributes import public_attributes
 from .ranked_store import ranked_rows, write_ranked_store

@@ -39,6 +39,7 @@ class StoreFiles:
     def __init__(self, path: str | Path) -> None:
         self.path = location(path)
         self._files: Any = None
+        self._root = ""
         if not isinstance(self.path, Path):
             with self._reading():
                 self._files, self._root = url_to_fs(self.path)
@@ -59,6 +60,9 @@ class StoreFiles:
             found = (path for path in sorted(self.path.rglob("*")) if path.is_file() and not path.is_symlink())
             names = [path.relative_to(self.path).as_posix() for path in found]
             return [name for name in names if name != ROOT_FILE]
+        for name in arrays:  # it becomes a path, and whoever wrote the store chose it
+            if name in ("", ".", "..") or set(name) & {"/", "\\"}:
+                raise StoreError(f"{self} has an array {name[:80]!r}, which equiscreen did not write; check the URL")
         with self._reading():
             optional = [name for name in _OPTIONAL if self._files.exists(f"{self._root}/{name}")]
         return [CHECKSUMS_FILE, *optional, *(name for array in arrays.items() for name in _names_of(*array))]

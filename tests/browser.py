@@ -68,7 +68,7 @@ class Page:
 
     def type(self, selector: str, text: str) -> None:
         """Type a text into a field."""
-        self.evaluate(f"document.querySelector({json.dumps(selector)}).select()")
+        self.evaluate(f"(field => {{ field.focus(); field.select() }})(document.querySelector({json.dumps(selector)}))")
         self.send("Input.insertText", text=text)
 
     def evaluate(self, expression: str) -> Any:

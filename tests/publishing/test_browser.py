@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import gemmi
 import numpy as np
 import pytest
-from equiscreen.publishing import publish
+from equiscreen.publishing import open_catalogue, publish
 from equiscreen.screening import open_scores
 
 from ..browser import WAIT_S, Page, browser_page
@@ -39,7 +39,7 @@ def page(tmp_path: Path) -> Iterator[Page]:
 def check_harmless(page: Page, address: str) -> None:
     """Hostile texts have run nothing, and nothing was asked of other servers."""
     assert page.dialogs == []
-    assert page.complaints == []
+    assert [one for one in page.complaints if "status of 4" not in one] == []
     assert {urlsplit(one).netloc for one in page.requests if not one.startswith("data:")} <= {urlsplit(address).netloc}
     assert page.evaluate("document.querySelectorAll('script, img').length") == 0
 
@@ -84,12 +84,14 @@ def test_people_browse_a_served_dataset(dataset: Path, page: Page, tmp_path: Pat
         page.type("input[name=where]", 'max_force > 0.1 and status == "ok"')
         page.click("button")
         wanted = good & (scores["max_force"].values > 0.1) & scores["formula"].str.contains("Au").values
-        assert page.column(column) == [f"{one:.4f}" for one in np.sort(scores["max_force"].values[wanted])[::-1]]
+        assert (
+            page.column(column)
+            == [f"{one:.4f}" for one in np.sort(scores["max_force"].values[wanted])[::-1]][:ON_A_PAGE]
+        )
         page.type("input[name=where]", "max_forc > 0.1")
         page.click("button")
         assert "did you mean 'max_force'" in page.evaluate("document.querySelector('strong').textContent")
         # An id that is a script: found, shown as text, and its structure is downloaded.
-        page.complaints.clear()  # the browser logs the answer 400
         page.open(f"{address}/")
         page.type("input[name=id]", HOSTILE[0])
         page.click("button")
@@ -100,7 +102,6 @@ def test_people_browse_a_served_dataset(dataset: Path, page: Page, tmp_path: Pat
         for path in ("/docs", f"/?where={HOSTILE[2]}", f"/?sort={HOSTILE[0]}"):
             page.open(f"{address}{path}")
             check_fits(page)
-        page.complaints.clear()
         page.open(f"{address}/")
         check_harmless(page, address)
 
@@ -124,11 +125,10 @@ def test_people_read_a_publication(dataset: Path, page: Page, tmp_path: Path) ->
         address = f"http://{HOST}:{server.server_port}"
         page.open(f"{address}/index.html")
         assert page.evaluate("document.querySelector('h1').textContent") == f"{HOSTILE[0]}{HOSTILE[2]}"
-        assert page.column(1)[:3] == ["1", "2", "3"]
-        assert set(HOSTILE[:3]) & set(page.column(2)) or len(page.column(2)) == 20
+        best = open_catalogue(tmp_path / "public").ranking()["structure_id"].values.tolist()
+        assert page.column(1) == [str(rank) for rank in range(1, 21)]
+        assert page.column(2) == [" ".join(one.split()) for one in best[:20]]
         check_fits(page)
-        page.requests[:] = [one for one in page.requests if not one.endswith("/favicon.ico")]
-        page.complaints[:] = [one for one in page.complaints if "404" not in one]
         check_harmless(page, address)
         server.shutdown()
 

@@ -23,8 +23,24 @@ from .datasets import write_dataset
 
 COUNT, PLACE = 20, "s3://public/alloys"
 BUSY, FORGOTTEN = (503, "SlowDown"), (403, "InvalidAccessKeyId")
-# Answer to a request, given how many there have been: status and error code; None for that of the store.
-Plan = Callable[[int], tuple[int, str] | None]
+# Answer to a request, given its number, method and path: status and error code; None for that of the store.
+Plan = Callable[[int, str], tuple[int, str] | None]
+
+
+def healthy(_number: int, _request: str) -> None:
+    """The store answers every request."""
+
+
+def slow(_number: int, _request: str) -> None:
+    time.sleep(0.3)
+
+
+def silent(_number: int, _request: str) -> None:
+    time.sleep(10)
+
+
+def busy(_number: int, _request: str) -> tuple[int, str]:
+    return BUSY
 
 
 class Gateway:
@@ -36,7 +52,7 @@ class Gateway:
     """
 
     def __init__(self, store: str) -> None:
-        self.plan: Plan = lambda _: None
+        self.plan: Plan = healthy
         self.requests = 0
         gateway, netloc, counting = self, urlsplit(store).netloc, threading.Lock()
 
@@ -55,7 +71,7 @@ class Gateway:
                 with counting:
                     gateway.requests += 1
                     number = gateway.requests
-                refusal = gateway.plan(number)
+                refusal = gateway.plan(number, f"{self.command} {self.path}")
                 if refusal is None:
                     self.forward(body)
                 else:
@@ -120,19 +136,26 @@ def one_line(error: pytest.ExceptionInfo[EquiscreenError]) -> str:
 
 def forgets_after(count: int, gateway: Gateway) -> Plan:
     start = gateway.requests
-    return lambda number: FORGOTTEN if number > start + count else None
+    return lambda number, _: FORGOTTEN if number > start + count else None
 
 
 @pytest.mark.slow
 def test_a_slow_store_is_waited_for(dataset: Path, gateway: Gateway) -> None:
-    gateway.plan = lambda _: time.sleep(0.3)
+    gateway.plan = slow
     publish(dataset, PLACE, report=False)
     assert open_catalogue(PLACE).content.rows == COUNT
 
 
 @pytest.mark.slow
 def test_a_busy_store_is_asked_again(dataset: Path, gateway: Gateway) -> None:
-    gateway.plan = lambda number: BUSY if number % 5 == 0 else None
+    asked: set[str] = set()
+
+    def busy_at_first(_: int, request: str) -> tuple[int, str] | None:
+        new = request not in asked
+        asked.add(request)
+        return BUSY if new else None
+
+    gateway.plan = busy_at_first
     publish(dataset, PLACE, report=False)
     assert open_catalogue(PLACE).content.rows == COUNT
 
@@ -140,8 +163,7 @@ def test_a_busy_store_is_asked_again(dataset: Path, gateway: Gateway) -> None:
 @pytest.mark.slow
 def test_a_store_that_stays_busy_or_silent_is_reported(dataset: Path, gateway: Gateway, tmp_path: Path) -> None:
     publish(dataset, PLACE, report=False)
-    plans: tuple[Plan, ...] = (lambda _: BUSY, lambda _: time.sleep(10))
-    for plan in plans:
+    for plan in (busy, silent):
         s3fs.S3FileSystem.clear_instance_cache()
         gateway.plan = plan
         with pytest.raises(OutputExistsError, match=r"s3://public/other cannot be written") as target:
@@ -160,7 +182,7 @@ def test_a_run_whose_credentials_end_resumes_with_new_ones(dataset: Path, gatewa
     with pytest.raises(OutputExistsError, match=r"s3://public/alloys cannot be written .*permissions") as target:
         publish(dataset, PLACE, report=False)
     one_line(target)
-    gateway.plan = lambda _: None
+    gateway.plan = healthy
     with pytest.raises(StoreError, match="publishing was interrupted"):
         open_catalogue(PLACE)
     found = publish(dataset, PLACE, report=False)
@@ -174,6 +196,6 @@ def test_a_run_whose_credentials_end_resumes_with_new_ones(dataset: Path, gatewa
     with pytest.raises(StoreError, match=r"s3://public/alloys/.* cannot be (read|opened|listed)") as source:
         publish(f"{PLACE}/{SCORES}", tmp_path / "public", report=False)
     one_line(source)
-    gateway.plan = lambda _: None
+    gateway.plan = healthy
     publish(f"{PLACE}/{SCORES}", tmp_path / "public", report=False)
     assert open_catalogue(tmp_path / "public").content.rows == COUNT

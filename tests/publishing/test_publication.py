@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from equiscreen.pipeline.errors import OutputExistsError, StoreError
 from equiscreen.pipeline.store.tables import DUPLICATES_FILE
 from equiscreen.publishing import open_catalogue, publish
 from equiscreen.publishing.catalogue import CATALOGUE_FILE, CHECKSUMS_FILE, GRAPHS, PAGE_FILE, RANKING, SCORES
-from equiscreen.publishing.crate import CRATE_FILE
+from equiscreen.publishing.crate_metadata import CRATE_FILE
 from equiscreen.publishing.publication import MARK_FILE
 from equiscreen.publishing.ranked_store import chunk_rows
+from equiscreen.publishing.store_files import StoreFiles
 from equiscreen.screening import open_scores
 
 from ..local_servers import HOST, QuietHandler, s3_environment, s3_server
@@ -88,6 +90,9 @@ def test_a_dataset_on_a_web_server_is_published(published: Path, address: str, t
         .drop_attrs()
         .identical(open_catalogue(published).ranking().drop_attrs())
     )
+    for name in ("..", "../../x", "..\\x"):
+        with pytest.raises(StoreError, match="which equiscreen did not write"):
+            StoreFiles(f"{address}/{SCORES}").names({name: None})
     with pytest.raises(StoreError, match=r"none\.zarr: no such store"):
         publish(f"{address}/none.zarr", tmp_path / "none")
     with pytest.raises(OutputExistsError, match=r"scores\.zarr is read by this run"):
@@ -189,6 +194,24 @@ def test_a_publication_is_a_research_object(published: Path) -> None:
     parts = {one["@id"] for one in entities["./"]["hasPart"]}
     assert parts | {CRATE_FILE} == {f"{one.name}/" if one.is_dir() else one.name for one in published.iterdir()}
     assert entities["#run"]["description"] == "equiscreen screen c.extxyz --out=s3://***@host/s.zarr"
+
+
+def test_a_crate_holds_a_publication(
+    dataset: Path, published: Path, tmp_path: Path, command_line: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    words = ("crate", dataset, "--out", tmp_path / "c.zip", "--no-report", "--title", "<b>Alloys</b>")
+    done = command_line(*words, "--author", "Ada Lovelace")
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(tmp_path / "c.zip") as archive:
+        assert sorted(archive.namelist()) == sorted(
+            path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()
+        )
+        assert all(archive.read(name) == (published / name).read_bytes() for name in archive.namelist() if "/" in name)
+        assert b"Ada Lovelace" in archive.read(CRATE_FILE)
+    assert not list(tmp_path.glob("*.partial"))
+    again = command_line(*words)
+    assert (again.returncode, again.stderr.count("\n")) == (1, 1)
+    assert "already exists" in again.stderr
 
 
 def test_chunks_of_a_ranked_list_stay_small_and_few() -> None:
