@@ -37,6 +37,11 @@ PEER_allegro := nequip==0.19.1 nequip-allegro==0.8.3
 PEER_mace := mace-torch==0.3.16
 PEER_nequip_deploy := nequip==0.6.2
 PEER_nequip_old := nequip==0.7.1
+# Programs that read what equiscreen publishes, for the tests marked slow. optimade-maker needs Python < 3.13, and
+# roc-validator an older rich. rocrate holds the JSON-LD context that roc-validator would download.
+READERS := $(if $(filter 3.11 3.12,$(VERSION)),optimade) crate
+PEER_optimade := optimade-maker==1.0.0 optimade[http-client]==1.5.0
+PEER_crate := roc-validator==0.13.0 rocrate==0.13.0
 
 .PHONY: demo test lint docs-test docs slow oracles dist release-check models-wheel clean
 
@@ -66,7 +71,7 @@ docs: $(VENV)/installed
 	$(BIN)/codespell README.md CHANGELOG.md mkdocs.yml docs
 	PYTHONPATH=build/documented NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(SITE)
 
-slow: $(VENV)/installed
+slow: $(VENV)/installed $(READERS:%=build/peers/%/installed)
 	$(BIN)/python -m pytest -m slow --timeout 7200
 	$(BIN)/python tests/benchmarks/runtime_rate.py
 	$(BIN)/python tests/benchmarks/presets.py $(DATA)
@@ -89,7 +94,7 @@ oracle-%: build/peers/%/installed
 
 build/peers/%/installed:
 	"$(INTERPRETER)" -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet torch==2.13.0 $(PEER_$*)
+	$(@D)/bin/python -m pip install --quiet $(if $(filter $*,$(ORACLES)),torch==2.13.0) $(PEER_$*)
 	touch $@
 
 dist: $(VENV)/installed

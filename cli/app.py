@@ -26,7 +26,7 @@ from .info import info
 from .model import import_, refit, train
 from .models import models
 from .pipeline import featurize, generate, merge
-from .publishing import publish, serve
+from .publishing import crate, publish, serve
 from .results import hull, report, select
 from .screening import cascade, properties, relax, screen
 from .terminal.account import shows_tracebacks, with_messages
@@ -78,7 +78,14 @@ _VERBS: dict[str, dict[str, Callable[..., None]]] = {
         "cascade": cascade,
         "properties": properties,
     },
-    "Results": {"select": select, "report": report, "publish": publish, "serve": serve, "info": info},
+    "Results": {
+        "select": select,
+        "report": report,
+        "publish": publish,
+        "crate": crate,
+        "serve": serve,
+        "info": info,
+    },
 }
 
 

@@ -1,4 +1,4 @@
-"""Commands that share results: `publish` and `serve`."""
+"""Commands that share results: `publish`, `crate` and `serve`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import MovedStore
+from .options import MovedStore, Overwrite
 from .terminal.account import account, shows_progress, tell
 from .terminal.interruption import resumable
 
@@ -17,8 +17,35 @@ _SCORES_HELP = (
 )
 
 
+_Scores = Annotated[str, typer.Argument(metavar="S.zarr", help=f"{_SCORES_HELP} A dataset may be a URL.")]
+_Title = Annotated[str | None, typer.Option(help="Title of the page.", show_default="Screen of S.zarr")]
+_License = Annotated[
+    str | None,
+    typer.Option("--license", metavar="URL", help="URL of the licence of the data.", show_default="not stated"),
+]
+_Author = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Person who made the data. Repeatable.", show_default="not stated"),
+]
+_Publisher = Annotated[
+    str, typer.Option(metavar="NAME", help="Organisation that publishes the data.", show_default="not stated")
+]
+_By = Annotated[
+    str | None,
+    typer.Option(
+        help="Column to rank by, lowest first; -COLUMN ranks highest first.",
+        show_default="energy_above_hull, else formation_energy_per_atom, else energy_per_atom if all compositions "
+        "are equal",
+    ),
+]
+_Graphs = Annotated[
+    bool, typer.Option("--graphs/--no-graphs", help="Include the graph store, which holds the structures.")
+]
+_Report = Annotated[bool, typer.Option("--report/--no-report", help="Include a report of the best 1,000 candidates.")]
+
+
 def publish(
-    scores: Annotated[Path, typer.Argument(metavar="S.zarr", help=_SCORES_HELP)],
+    scores: _Scores,
     place: Annotated[
         str,
         typer.Argument(
@@ -26,25 +53,13 @@ def publish(
             help="Where to publish: s3://BUCKET/NAME, or a local folder, such as one that a web server serves.",
         ),
     ],
-    title: Annotated[str | None, typer.Option(help="Title of the page.", show_default="Screen of S.zarr")] = None,
-    license_url: Annotated[
-        str | None,
-        typer.Option("--license", metavar="URL", help="URL of the licence of the data.", show_default="not stated"),
-    ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option(
-            help="Column to rank by, lowest first; -COLUMN ranks highest first.",
-            show_default="energy_above_hull, else formation_energy_per_atom, else energy_per_atom if all compositions "
-            "are equal",
-        ),
-    ] = None,
-    graphs: Annotated[
-        bool, typer.Option("--graphs/--no-graphs", help="Publish the graph store, which holds the structures.")
-    ] = True,
-    report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Write a report of the best 1,000 candidates.")
-    ] = True,
+    title: _Title = None,
+    license_url: _License = None,
+    author: _Author = None,
+    publisher: _Publisher = "",
+    by: _By = None,
+    graphs: _Graphs = True,
+    report: _Report = True,
     store: MovedStore = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier publication.")] = False,
 ) -> None:
@@ -69,6 +84,52 @@ def publish(
             place,
             title=title,
             license_url=license_url,
+            authors=author or (),
+            publisher=publisher,
+            by=by,
+            graphs=graphs,
+            report=report,
+            store=store,
+            overwrite=overwrite,
+            progress=shows_progress(),
+        )
+    account(made, made)
+
+
+def crate(
+    scores: _Scores,
+    out: Annotated[Path | None, typer.Option(help="ZIP file to write.", show_default="S.crate.zip")] = None,
+    title: _Title = None,
+    license_url: _License = None,
+    author: _Author = None,
+    publisher: _Publisher = "",
+    by: _By = None,
+    graphs: _Graphs = True,
+    report: _Report = True,
+    store: MovedStore = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write scores as an RO-Crate, a ZIP file for archives of research data.
+
+    The file holds what `equiscreen publish` writes, with metadata that follow RO-Crate 1.1 and the profile Process Run
+    Crate 0.5: who made the data, with which command, model and version, and under which licence. An interrupted run
+    resumes when you run the same command again.
+
+    \b
+    Example:
+        equiscreen crate relaxed.hull.zarr --author "Ada Lovelace" \\
+            --license https://creativecommons.org/licenses/by/4.0/
+    """
+    from ..publishing import crate_archive
+
+    with resumable():
+        made = crate_archive.crate(
+            scores,
+            out,
+            title=title,
+            license_url=license_url,
+            authors=author or (),
+            publisher=publisher,
             by=by,
             graphs=graphs,
             report=report,

@@ -178,7 +178,7 @@ def select(
         str,
         typer.Option(
             "--format",
-            help="Formats to write, separated by commas: cif, csv, extxyz, parquet, vasp, vasp-static, zarr.",
+            help="Formats to write, separated by commas: cif, csv, extxyz, optimade, parquet, vasp, vasp-static, zarr.",
         ),
     ] = "cif,csv,zarr",
     store: MovedStore = None,

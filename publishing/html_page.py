@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from ..pipeline.plain_text import one_line
@@ -10,12 +11,16 @@ from ..pipeline.plain_text import one_line
 # A browser that reads this refuses to run or fetch anything, whatever the ids of structures contain.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'"
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1b1f24;background:#fff}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}a{color:#2347a8}
+:root{color-scheme:light dark}
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#1b1f24;background:#fff}
+h1{font-size:1.5rem}body{overflow-wrap:break-word}h2{font-size:1.15rem;margin-top:2rem}a{color:#2347a8}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #d8dee4}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}.wide{overflow-x:auto}
-form{display:grid;grid-template-columns:repeat(auto-fit,minmax(13rem,1fr));gap:.6rem}label{display:block;font-size:.85rem}
-input,select,button{font:inherit;width:100%;box-sizing:border-box}pre{background:#f4f6f8;padding:.8rem;overflow-x:auto}
+th{vertical-align:bottom}th a{color:inherit}td:first-child{min-width:6rem;overflow-wrap:anywhere}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td.n{white-space:nowrap}.wide{overflow-x:auto}
+form{display:grid;grid-template-columns:repeat(auto-fit,minmax(10rem,1fr));gap:.6rem}label{font-size:.85rem}
+label{display:flex;flex-direction:column;justify-content:flex-end}label.long{grid-column:1/-1}
+input,button{font:inherit;width:100%;box-sizing:border-box;padding:.2rem .4rem}
+pre{background:#f4f6f8;padding:.8rem;overflow-x:auto}
 @media(prefers-color-scheme:dark){body{color:#e6e8eb;background:#16191d}a{color:#9db7ff}
 th,td{border-color:#3a4149}pre{background:#22262b}}
 """
@@ -37,11 +42,37 @@ def html_page(title: str, body: str) -> str:
     )
 
 
-def html_table(headings: Sequence[str], rows: Iterable[Sequence[object]], links: Sequence[str | None] = ()) -> str:
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """Heading of a column that sorts the table.
+
+    Attributes:
+        text: Text of the heading.
+        address: Address of the sorted table; empty if the table cannot be sorted by this column.
+        order: ``ascending`` or ``descending`` if the table is sorted by this column, otherwise empty.
+    """
+
+    text: str
+    address: str = ""
+    order: str = ""
+
+    def html(self, *, number: bool) -> str:
+        """Return the cell of the heading; the text may be broken after each underscore."""
+        text = escape(self.text).replace("_", "_<wbr>")
+        text += {"ascending": " \u25b2", "descending": " \u25bc"}.get(self.order, "")
+        if self.address:
+            text = f'<a href="{escape(self.address)}">{text}</a>'
+        order = f' aria-sort="{self.order}"' if self.order else ""
+        return f'<th class="n"{order}>{text}</th>' if number else f"<th{order}>{text}</th>"
+
+
+def html_table(
+    headings: Sequence[str | Heading], rows: Iterable[Sequence[object]], links: Sequence[str | None] = ()
+) -> str:
     """Return a table as HTML; numbers are aligned to the right.
 
     Args:
-        headings: Headings of the columns, as text.
+        headings: Headings of the columns.
         rows: Cells of each row: text, numbers, or None for a missing value.
         links: For each row, the address that its first cell links to, or None; empty for no links.
     """
@@ -57,8 +88,8 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[object]], links:
             cells.append(f'<td class="n">{text}</td>' if number else f"<td>{text}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(
-        f'<th class="n">{escape(name)}</th>' if number else f"<th>{escape(name)}</th>"
-        for name, number in zip(headings, numeric, strict=True)
+        (heading if isinstance(heading, Heading) else Heading(heading)).html(number=number)
+        for heading, number in zip(headings, numeric, strict=True)
     )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 

@@ -24,6 +24,7 @@ class Place:
     Attributes:
         path: The local folder; None for a URL.
         url: The path or URL as it was given, without secrets.
+        secret_url: The path or URL as it was given.
 
     Raises:
         OutputExistsError: The URL is invalid, or a package that it needs is not installed.
@@ -31,7 +32,7 @@ class Place:
 
     def __init__(self, url: str | Path) -> None:
         text = str(url).removeprefix("file://").rstrip("/") or "/"
-        self._secret_url = text
+        self.secret_url = text
         self.url = redact_urls(text)
         self.path = None if "://" in text else Path(text).resolve()
         try:
@@ -76,7 +77,7 @@ class Place:
             return None
         except Exception as error:  # every file system raises its own errors
             raise StoreError(
-                f"{self}/{name} cannot be read ({detail(error, self._secret_url)}); check the path or URL and your "
+                f"{self}/{name} cannot be read ({detail(error, self.secret_url)}); check the path or URL and your "
                 "permissions"
             ) from error
         if len(content) > most:
@@ -133,6 +134,6 @@ class Place:
             yield
         except Exception as error:
             raise OutputExistsError(
-                f"{self} cannot be written ({detail(error, self._secret_url)}); check the path or URL and your "
+                f"{self} cannot be written ({detail(error, self.secret_url)}); check the path or URL and your "
                 "permissions, and run the command again"
             ) from error

@@ -37,14 +37,14 @@ def _public(value: Any, name: str) -> Any:
     return _FOLDERS.sub("", text)
 
 
-def public_root(store: Path, changes: Mapping[str, Any]) -> bytes:
+def public_root(content: bytes, changes: Mapping[str, Any]) -> bytes:
     """Content of the root file of a store, with public attributes.
 
     Args:
-        store: Path of the store, which is not changed.
+        content: Content of the root file as it is.
         changes: Attributes to set.
     """
-    document = json.loads((store / ROOT_FILE).read_bytes())
+    document = json.loads(content)
     document["attributes"] = {**public_attributes(document["attributes"]), **changes}
     with TemporaryDirectory() as scratch:
         file = Path(scratch) / ROOT_FILE

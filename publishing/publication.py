@@ -14,14 +14,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..pipeline.errors import ConfigError, OutputExistsError
+from ..pipeline.errors import OutputExistsError
+from ..pipeline.redaction import redact_urls, without_query
 from ..pipeline.runs.progress import ProgressReport
 from ..pipeline.runs.staging import check_place
 from ..pipeline.runs.target import ROOT_FILE
 from ..pipeline.store.checksums import SEAL
+from ..pipeline.store.graph_store import open_root
+from ..pipeline.store.schema import GRAPH_SCHEMA
 from ..screening.dataset.default_ranking import default_ranking
 from ..screening.dataset.paths import dataset_in
 from ..screening.dataset.reader import ScoresReader
+from ..screening.dataset.scores import SCORES_SCHEMA
 from ..screening.reporting.report import report as write_report
 from ..screening.selection.ranking import Measure
 from .catalogue import (
@@ -38,10 +42,11 @@ from .catalogue import (
     PublishedStore,
 )
 from .catalogue_page import catalogue_page
-from .crate import CRATE_FILE, crate_metadata
+from .crate_metadata import CRATE_FILE, Credits, crate_metadata
 from .place import Place
-from .public_attributes import public_attributes, public_root
+from .public_attributes import public_attributes
 from .ranked_store import ranked_rows, write_ranked_store
+from .store_files import StoreFiles
 
 # File that holds the identity of a publication until the publication is complete.
 MARK_FILE = ".equiscreen-publishing.json"
@@ -92,13 +97,30 @@ class _File:
 
     Attributes:
         name: Name relative to the folder of the publication.
-        source: File to copy.
+        store: Store or folder that holds the file.
+        source: Its name there.
         steady: Whether an earlier run with the same identity wrote the same bytes.
     """
 
     name: str
-    source: Path
+    store: StoreFiles
+    source: str
     steady: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Copied:
+    """What is known of a file after it was copied.
+
+    Attributes:
+        digest: SHA-256 of the file.
+        size: Its size, bytes.
+        new: Whether this run copied it; an earlier one may have.
+    """
+
+    digest: str
+    size: int
+    new: bool
 
 
 def publish(
@@ -107,6 +129,8 @@ def publish(
     *,
     title: str | None = None,
     license_url: str | None = None,
+    authors: Sequence[str] = (),
+    publisher: str = "",
     by: str | None = None,
     graphs: bool = True,
     report: bool = True,
@@ -129,10 +153,12 @@ def publish(
         4
 
     Args:
-        scores: Path of the dataset, or of a results folder that holds it.
+        scores: Path or URL of the dataset, or path of a results folder that holds it.
         place: Folder to write, or its URL (``s3://bucket/name``).
         title: Title of the page.
         license_url: URL of the licence of the data, for the RO-Crate.
+        authors: Names of the persons who made the data, for the RO-Crate.
+        publisher: Name of the organisation that publishes the data, for the RO-Crate.
         by: Column to rank by, lowest first, or highest first if preceded by a minus; by default the first that exists
             of the energy above hull, the formation energy and (for a single composition) the energy per atom. If there
             is none of these, the publication has no ranked list.
@@ -146,22 +172,18 @@ def publish(
         A summary of the publication.
 
     Raises:
-        ConfigError: The scores or the graph store are at a URL, or the column is unknown.
+        ConfigError: The column is unknown.
         StoreError: The scores or the graph store cannot be read, or changed during the run.
         OutputExistsError: The place holds other files, or another publication that `overwrite` does not allow to be
             replaced; or it cannot be written.
     """
     begin = time.monotonic()
+    credited = Credits(license_url, tuple(authors), publisher)
     scores = dataset_in(scores)
-    if "://" in str(scores):
-        raise ConfigError(f"{scores}: only a dataset on this machine can be published; copy it here first")
     rows = ScoresReader(scores, store)
     target = Place(place)
-    if graphs and not isinstance(rows.graphs.path, Path):
-        raise ConfigError(f"{rows.graphs.path}: copy the graph store to this machine first, or use `--no-graphs`")
-    inputs = [Path(scores), *([Path(rows.graphs.path)] if graphs else [])]
-    if target.path is not None:
-        check_place(target.path, inputs)
+    inputs = [StoreFiles(scores), *([StoreFiles(rows.graphs.path)] if graphs else [])]
+    _check_apart(target, [one.path for one in inputs])
     name = by or default_ranking(rows)
     measure = None if name is None else Measure.of(rows, name)
     identity = {
@@ -176,16 +198,17 @@ def publish(
         work = Path(scratch)
         files = list(_stores(rows, inputs, measure, work))
         if report:
-            page = write_report(scores, work / REPORT_FILE, title=title, top=_REPORTED, by=by, store=store)
-            files.append(_File(REPORT_FILE, page, steady=False))
-        sums, copied = _copy(target, files, there, progress)
+            write_report(scores, work / REPORT_FILE, title=title, top=_REPORTED, by=by, store=store)
+            files.append(_File(REPORT_FILE, StoreFiles(work), REPORT_FILE, steady=False))
+        copied = _copy(target, files, there, progress)
         rows.check_unchanged()
-        catalogue = _catalogue(rows, measure, title or f"Screen of {Path(scores).name}", files, inputs)
-        attrs, written = public_attributes(rows.attrs), (Path(scores) / ROOT_FILE).stat().st_mtime
+        catalogue = _catalogue(rows, measure, title or f"Screen of {_name(scores)}", copied, inputs, work)
+        attrs = public_attributes(rows.attrs)
         pages = {
             PAGE_FILE: catalogue_page(catalogue, _best(work / RANKING, measure), report=report).encode(),
-            CRATE_FILE: crate_metadata(catalogue, attrs, _date(written), license_url, report=report),
+            CRATE_FILE: crate_metadata(catalogue, attrs, _date(inputs[0].written()), credited, report=report),
         }
+        sums = {name: one.digest for name, one in copied.items()}
         sums |= {name: hashlib.sha256(content).hexdigest() for name, content in pages.items()}
         listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
         catalogue = catalogue.model_copy(update={"checksums_sha256": hashlib.sha256(listed).hexdigest()})
@@ -197,14 +220,13 @@ def publish(
         for name, content in last.items():
             target.write(name, content)
         target.remove([MARK_FILE])
-        size = sum(file.source.stat().st_size for file in files) + sum(map(len, last.values()))
     return Publication(
         str(target),
         len(rows),
         catalogue.ranked_by,
         len(files) + len(last),
-        copied + len(last),
-        size,
+        sum(one.new for one in copied.values()) + len(last),
+        sum(one.size for one in copied.values()) + sum(map(len, last.values())),
         round(time.monotonic() - begin, 3),
     )
 
@@ -242,74 +264,95 @@ def _mark(identity: Mapping[str, Any]) -> bytes:
     return json.dumps(dict(identity), sort_keys=True).encode()
 
 
-def _stores(rows: ScoresReader, inputs: Sequence[Path], measure: Measure | None, work: Path) -> Iterator[_File]:
+def _check_apart(target: Place, inputs: Sequence[Path | str]) -> None:
+    """Check that the publication neither is, contains, nor lies inside a store that it is made of.
+
+    Raises:
+        OutputExistsError: The place overlaps a store.
+    """
+    if target.path is not None:
+        check_place(target.path, inputs)
+        return
+    for url in (one.rstrip("/") for one in inputs if isinstance(one, str)):
+        if f"{target.secret_url}/".startswith(f"{url}/") or f"{url}/".startswith(f"{target.secret_url}/"):
+            raise OutputExistsError(
+                f"{target} cannot be the output, because {redact_urls(url)} is read by this run; choose another output"
+            )
+
+
+def _name(scores: str | Path) -> str:
+    """Name of a dataset, the last part of its path or URL."""
+    return without_query(redact_urls(str(scores))).rstrip("/").rsplit("/", maxsplit=1)[-1]
+
+
+def _stores(rows: ScoresReader, inputs: Sequence[StoreFiles], measure: Measure | None, work: Path) -> Iterator[_File]:
     """Files of all stores; the root of each store comes after its data."""
     scores, *graphs = inputs
     attrs: dict[str, Any] = {"graph_store": {**dict(rows.attrs.get("graph_store") or {}), "path": GRAPHS}}
     if not graphs:
         attrs["graph_store"]["path"] = ""
-    yield from _store_files(scores, SCORES, attrs, work)
+    yield from _store_files(scores, SCORES, SCORES_SCHEMA, attrs, work)
     if graphs:
-        yield from _store_files(graphs[0], GRAPHS, {}, work)
+        yield from _store_files(graphs[0], GRAPHS, GRAPH_SCHEMA, {}, work)
     if measure is not None:
         kept = {key: value for key, value in rows.attrs.items() if key not in (SEAL, "store_hash", "complete")}
         facts = {**public_attributes(kept), **attrs, "ranked_by": measure.text, "ranked_from": SCORES}
         write_ranked_store(rows, ranked_rows(rows, measure), work / RANKING, facts)
-        yield from _store_files(work / RANKING, RANKING, {}, work)
+        yield from _store_files(StoreFiles(work / RANKING), RANKING, SCORES_SCHEMA, {}, work)
 
 
-def _store_files(store: Path, name: str, changes: Mapping[str, Any], work: Path) -> Iterator[_File]:
-    for path in sorted(store.rglob("*")):
-        relative = path.relative_to(store).as_posix()
-        if path.is_file() and not path.is_symlink() and relative != ROOT_FILE:
-            yield _File(f"{name}/{relative}", path)
-    root = work / f"{name}.root"
-    root.write_bytes(public_root(store, changes))
-    yield _File(f"{name}/{ROOT_FILE}", root, steady=False)
+def _store_files(store: StoreFiles, name: str, schema: str, changes: Mapping[str, Any], work: Path) -> Iterator[_File]:
+    for file in store.names(dict(open_root(store.path, schema).arrays())):
+        yield _File(f"{name}/{file}", store, file)
+    (work / _root(name)).write_bytes(store.root(changes))
+    yield _File(f"{name}/{ROOT_FILE}", StoreFiles(work), _root(name), steady=False)
 
 
-def _copy(
-    target: Place, files: Sequence[_File], there: Mapping[str, int], progress: bool | None
-) -> tuple[dict[str, str], int]:
-    """Copy the files that are not there yet; those that may differ from an earlier run are always copied, at the end.
+def _root(name: str) -> str:
+    """Return the name of the public root file of a store in the working folder."""
+    return f"{name}.root"
 
-    Returns:
-        SHA-256 of every file by name, and the number of files copied.
-    """
 
-    def digest(file: _File) -> tuple[str, bool]:
-        with file.source.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        kept = file.steady and there.get(file.name) == file.source.stat().st_size
-        if not kept:
-            target.copy(file.source, file.name)
-        return found, not kept
+def _copy(target: Place, files: Sequence[_File], there: Mapping[str, int], progress: bool | None) -> dict[str, _Copied]:
+    """Copy the files that are not there yet; files that may differ from an earlier run are always copied, at the end."""
 
-    sums, copied = {}, 0
+    def copy(file: _File) -> _Copied:
+        with file.store.file(file.source) as path:
+            with path.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            size = path.stat().st_size
+            new = not file.steady or there.get(file.name) != size
+            if new:
+                target.copy(path, file.name)
+        return _Copied(digest, size, new)
+
+    copied = {}
     # Roots come last: a store without its root cannot be opened.
     groups = [[one for one in files if one.steady], [one for one in files if not one.steady]]
     with ProgressReport("publish", len(files), "files", enabled=progress) as bar, ThreadPoolExecutor(_COPIES) as pool:
         for group in groups:
-            for file, (found, new) in zip(group, pool.map(digest, group), strict=True):
-                sums[file.name] = found
-                copied += new
+            for file, found in zip(group, pool.map(copy, group), strict=True):
+                copied[file.name] = found
                 bar.advance(1)
-    return sums, copied
+    return copied
 
 
 def _catalogue(
-    rows: ScoresReader, measure: Measure | None, title: str, files: Sequence[_File], inputs: Sequence[Path]
+    rows: ScoresReader,
+    measure: Measure | None,
+    title: str,
+    copied: Mapping[str, _Copied],
+    inputs: Sequence[StoreFiles],
+    work: Path,
 ) -> Catalogue:
     hashes = {SCORES: rows.hash}
     if len(inputs) > 1:
         hashes[GRAPHS] = rows.graphs.store_hash
-    roots = {file.name: file.source for file in files}
     if measure is not None:
-        root = json.loads(roots[f"{RANKING}/{ROOT_FILE}"].read_bytes())
-        hashes[RANKING] = root["attributes"]["store_hash"]
+        hashes[RANKING] = json.loads((work / _root(RANKING)).read_bytes())["attributes"]["store_hash"]
     stores = {}
     for name, found in hashes.items():
-        sizes = [file.source.stat().st_size for file in files if file.name.startswith(f"{name}/")]
+        sizes = [one.size for file, one in copied.items() if file.startswith(f"{name}/")]
         stores[name] = PublishedStore(store_hash=found, files=len(sizes), size=sum(sizes))
     attrs = public_attributes(rows.attrs)
     return Catalogue(
@@ -337,9 +380,9 @@ def _catalogue(
     )
 
 
-def _date(seconds: float) -> str:
-    """Date and time in UTC, ISO 8601."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+def _date(seconds: float | None) -> str:
+    """Date and time in UTC, ISO 8601; empty if unknown."""
+    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _best(store: Path, measure: Measure | None) -> ScoresReader | None:

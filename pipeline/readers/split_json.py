@@ -24,6 +24,8 @@ _OPEN_LIST, _OPEN_OBJECT = re.compile(rb"\["), re.compile(rb"\{")
 _LIST_MEMBER = re.compile(rb'\s*"(' + "|".join(_LIST_KEYS).encode() + rb')"\s*:\s*\[(?=\s*\{)')
 _KEY = re.compile(rb'\s*("(?:[^"\\\x00-\x1f]|\\.)*")\s*:\s*')
 _OBJECT_MEMBER = re.compile(_KEY.pattern + rb"\{")
+# First line of OPTIMADE JSON Lines; lines that describe the kinds of entries follow it.
+_OPTIMADE_HEADER = re.compile(rb'\s*\{\s*"x-optimade"\s*:')
 _SPACE = b" \t\r\n"
 _LOOK_AHEAD = 4096
 _ENDS_EARLY = "not valid JSON: ends early"
@@ -83,13 +85,24 @@ def _text_after_the_end(junk: bytes) -> RawDocument:
 
 
 def cut_lines(stream: Stream | _JsonScanner) -> Iterator[RawDocument]:
-    """Iterate over the lines that are not empty."""
+    """Iterate over the lines that are not empty, without the header and the descriptions of OPTIMADE JSON Lines."""
+    described = False
     for line in iter(lambda: stream.readline(MAX_DOCUMENT_BYTES + 1), b""):
-        if line.strip():
+        described = _OPTIMADE_HEADER.match(line) is not None or (described and _is_description(line))
+        if line.strip() and not described:
             yield line
         if len(line) > MAX_DOCUMENT_BYTES:
             while line and not line.endswith(b"\n"):
                 line = stream.readline(1 << 20)  # noqa: PLW2901 - the rest of the same line
+
+
+def _is_description(line: bytes) -> bool:
+    """Whether a line of OPTIMADE JSON Lines describes a kind of entries; before v1.2 it has no `type`."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("type", "info") == "info" and "properties" in found
 
 
 def _cut_object(scanner: _JsonScanner) -> Iterator[RawDocument]:

@@ -65,7 +65,7 @@ class DatasetRoutes(Plugin):
         self._scores, self._title = scores, title
         self._state = _state_of(scores)
         self._served = ServedScores(ScoresReader(scores, store))
-        self._root = public_root(scores, {})
+        self._root = public_root((scores / ROOT_FILE).read_bytes(), {})
         # Only these files are served: the key of a request is looked up here and never used as a path.
         self._files = {
             path.relative_to(scores).as_posix(): path

@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 from ...screening.dataset.default_ranking import RANKINGS
-from ..html_page import html_page, html_table
+from ...screening.dataset.reader import flag_meanings
+from ..html_page import Heading, html_page, html_table
 from .answers import shown_rows
 from .queries import Conditions, Found, ServedScores
 
@@ -16,16 +17,18 @@ _COLUMNS = ("structure_id", "formula", "n_atoms", "status", *RANKINGS, "energy_p
 _MOST_COLUMNS = 9
 # Rows per page.
 PAGE_ROWS = 50
+_FILTER, _LONG = "where", ' class="long"'
+# Label and example of each field.
 _FIELDS = {
-    "id": "Id",
-    "formula": "Formula (Fe2O3)",
-    "chemical_system": "Chemical system (Al-Ni)",
-    "elements": "With all of these elements (Li,O)",
-    "any_elements": "With any of these elements",
-    "allowed_elements": "With no other elements than",
-    "excluded_elements": "Without these elements",
-    "where": "Filter (n_atoms <= 20 and energy_above_hull < 0.05)",
-    "sort": "Sort by (-max_force: highest first)",
+    "id": ("Id", ""),
+    "formula": ("Formula", "Fe2O3"),
+    "chemical_system": ("Chemical system", "Al-Ni"),
+    "elements": ("All of these elements", "Li,O"),
+    "any_elements": ("Any of these elements", "Cl,Br,I"),
+    "allowed_elements": ("No elements but these", "Al,Ni,Cu"),
+    "excluded_elements": ("None of these elements", "Cd,Pb"),
+    "sort": ("Sort by", "-max_force: highest first"),
+    _FILTER: ("Filter", "n_atoms <= 20 and energy_above_hull < 0.05"),
 }
 
 
@@ -41,18 +44,18 @@ def browse_page(served: ServedScores, title: str, query: Conditions, found: Foun
     """
     given = {name: str(value) for name, value in query.model_dump().items() if name in _FIELDS and value}
     fields = "".join(
-        f'<label>{escape(text)}<input name="{name}" value="{escape(given.get(name, ""))}"></label>'
-        for name, text in _FIELDS.items()
+        f'<label{_LONG if name == _FILTER else ""}>{escape(text)}<input name="{name}" '
+        f'value="{escape(given.get(name, ""))}" placeholder="{escape(example)}"></label>'
+        for name, (text, example) in _FIELDS.items()
     )
-    body = f'<form method="get" action="./">{fields}<label>&nbsp;<button>Search</button></label></form>'
+    body = f'<form method="get" action="./">{fields}<button>Search</button></form>'
     if found is None:
         return html_page(title, f"{body}<p><strong>{escape(problem)}</strong></p>{_links(given)}")
     order = f", sorted by {escape(found.sorted_by)}" if found.sorted_by else ""
     pages = -(-found.total // PAGE_ROWS)
     body += f"<p>{found.total:,} of {len(served):,} structures{order}; page {query.page:,} of {max(1, pages):,}</p>"
     names = [name for name in _COLUMNS if name in served.shown][:_MOST_COLUMNS]
-    units = [str(served.reader.specs[name].attrs.get("units", "")).removeprefix("1") for name in names]
-    headings = [f"{name} ({unit})" if unit else name for name, unit in zip(names, units, strict=True)]
+    headings = [_heading(served, name, given, found.sorted_by) for name in names]
     links = [f"structures/{row}.cif" for row in found.rows.tolist()]
     body += html_table(headings, shown_rows(served, found.rows, names), links)
     steps = [("previous page", query.page - 1), ("next page", query.page + 1)]
@@ -62,6 +65,16 @@ def browse_page(served: ServedScores, title: str, query: Conditions, found: Foun
         if 1 <= number <= pages
     )
     return html_page(title, f"{body}</p>{_links(given)}")
+
+
+def _heading(served: ServedScores, name: str, given: Mapping[str, str], sorted_by: str) -> Heading:
+    """Heading of a column, which sorts the rows by it, or reverses their order if they are sorted by it."""
+    spec = served.reader.specs[name]
+    unit = str(spec.attrs.get("units", "")).removeprefix("1")
+    order = {name: "ascending", f"-{name}": "descending"}.get(sorted_by, "")
+    sort = f"-{name}" if order == "ascending" else name
+    address = "" if flag_meanings(spec.attrs) else f"./?{urlencode({**given, 'sort': sort})}"
+    return Heading(f"{name} ({unit})" if unit else name, address, order)
 
 
 def _links(given: Mapping[str, str]) -> str:

@@ -20,6 +20,7 @@ from ..dataset.scores import open_scores
 from ..dataset.subset import GraphSubset, Subset
 from .criteria import Chosen, SelectionPlan
 from .derived_columns import ROLE, DerivedColumns, derived_array
+from .optimade_folder import OptimadeFolder
 from .structure_files import Batch, CifFolder, ExtxyzFile, file_names
 from .vasp_inputs import VaspFolders
 
@@ -35,6 +36,7 @@ class OutputFormat(StrEnum):
     CIF = "cif"
     CSV = "csv"
     EXTXYZ = "extxyz"
+    OPTIMADE = "optimade"
     PARQUET = "parquet"
     VASP = "vasp"
     VASP_STATIC = "vasp-static"
@@ -170,13 +172,15 @@ class SelectionWriter:
             table[name] = as_words(arrays[name], meanings)
         return Batch(arrays["file_name"].tolist(), self.scores.structures(rows), table, words.keys())
 
-    def _writers(self) -> dict[str, CifFolder | ExtxyzFile | VaspFolders]:
-        made: dict[str, CifFolder | ExtxyzFile | VaspFolders] = {}
+    def _writers(self) -> dict[str, CifFolder | ExtxyzFile | OptimadeFolder | VaspFolders]:
+        made: dict[str, CifFolder | ExtxyzFile | OptimadeFolder | VaspFolders] = {}
         for one in self.wanted:
             if one == OutputFormat.CIF:
                 made[one] = CifFolder(self.folder / one)
             elif one == OutputFormat.EXTXYZ:
                 made[one] = ExtxyzFile(self.folder / f"{STEM}.extxyz")
+            elif one == OutputFormat.OPTIMADE:
+                made[one] = OptimadeFolder(self.folder / one, self.specs)
             elif one in (OutputFormat.VASP, OutputFormat.VASP_STATIC):
                 scheme = str(self.scores.attrs.get("model", {}).get("energy_scheme", ""))
                 static, dispersion = one == OutputFormat.VASP_STATIC, dispersion_of(scheme) != NO_DISPERSION

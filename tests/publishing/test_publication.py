@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ import numpy as np
 import pytest
 import s3fs
 from equiscreen.pipeline.errors import OutputExistsError, StoreError
+from equiscreen.pipeline.store.tables import DUPLICATES_FILE
 from equiscreen.publishing import open_catalogue, publish
-from equiscreen.publishing.catalogue import CATALOGUE_FILE, CHECKSUMS_FILE, PAGE_FILE, RANKING, SCORES
-from equiscreen.publishing.crate import CRATE_FILE
+from equiscreen.publishing.catalogue import CATALOGUE_FILE, CHECKSUMS_FILE, GRAPHS, PAGE_FILE, RANKING, SCORES
+from equiscreen.publishing.crate_metadata import CRATE_FILE
 from equiscreen.publishing.publication import MARK_FILE
 from equiscreen.publishing.ranked_store import chunk_rows
+from equiscreen.publishing.store_files import StoreFiles
 from equiscreen.screening import open_scores
 
 from ..local_servers import HOST, QuietHandler, s3_environment, s3_server
@@ -70,6 +73,30 @@ def test_a_publication_is_read_over_http(dataset: Path, address: str) -> None:
         finite = np.isfinite(values)
         assert not (np.diff(finite.astype(int)) > 0).any()
         assert (np.diff(values[finite]) >= 0).all()
+
+
+def test_a_dataset_on_a_web_server_is_published(published: Path, address: str, tmp_path: Path) -> None:
+    (published / SCORES / DUPLICATES_FILE).write_bytes(b"a file that only some stores have")
+    publish(f"{address}/{SCORES}", tmp_path / "again", report=False)
+    for store in (SCORES, RANKING, GRAPHS):
+        files = [path.relative_to(published) for path in (published / store).rglob("*") if path.is_file()]
+        again = [path for path in (tmp_path / "again" / store).rglob("*") if path.is_file()]
+        assert len(again) == len(files)
+        data = [file for file in files if file != Path(store, "zarr.json")]
+        assert all((tmp_path / "again" / file).read_bytes() == (published / file).read_bytes() for file in data)
+    assert (
+        open_catalogue(tmp_path / "again")
+        .ranking()
+        .drop_attrs()
+        .identical(open_catalogue(published).ranking().drop_attrs())
+    )
+    for name in ("..", "../../x", "..\\x"):
+        with pytest.raises(StoreError, match="which equiscreen did not write"):
+            StoreFiles(f"{address}/{SCORES}").names({name: None})
+    with pytest.raises(StoreError, match=r"none\.zarr: no such store"):
+        publish(f"{address}/none.zarr", tmp_path / "none")
+    with pytest.raises(OutputExistsError, match=r"scores\.zarr is read by this run"):
+        publish(f"{address}/{SCORES}", f"{address}/{SCORES}/public")
 
 
 def test_all_files_have_their_checksums_and_no_local_paths(published: Path, dataset: Path) -> None:
@@ -125,13 +152,21 @@ def test_an_interrupted_publication_resumes(dataset: Path, tmp_path: Path) -> No
     assert not (place / MARK_FILE).exists()
 
 
-def test_a_catalogue_older_than_its_data_is_refused(dataset: Path, published: Path, tmp_path: Path) -> None:
+def test_a_catalogue_older_than_its_data_is_refused(
+    dataset: Path,
+    published: Path,
+    tmp_path: Path,
+    command_line: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
     (tmp_path / "later").mkdir()
     later = write_dataset(tmp_path / "later", COUNT, seed=1)
     shutil.rmtree(published / SCORES)
     shutil.copytree(later, published / SCORES)
     with pytest.raises(StoreError, match=r"scores\.zarr is missing or has changed since the catalogue"):
         open_catalogue(published)
+    done = command_line("serve", published)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "the catalogue is older than scores.zarr" in done.stderr
     shutil.rmtree(published / SCORES)
     shutil.copytree(dataset, published / SCORES)
     (published / CHECKSUMS_FILE).write_text("")
@@ -159,6 +194,24 @@ def test_a_publication_is_a_research_object(published: Path) -> None:
     parts = {one["@id"] for one in entities["./"]["hasPart"]}
     assert parts | {CRATE_FILE} == {f"{one.name}/" if one.is_dir() else one.name for one in published.iterdir()}
     assert entities["#run"]["description"] == "equiscreen screen c.extxyz --out=s3://***@host/s.zarr"
+
+
+def test_a_crate_holds_a_publication(
+    dataset: Path, published: Path, tmp_path: Path, command_line: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    words = ("crate", dataset, "--out", tmp_path / "c.zip", "--no-report", "--title", "<b>Alloys</b>")
+    done = command_line(*words, "--author", "Ada Lovelace")
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(tmp_path / "c.zip") as archive:
+        assert sorted(archive.namelist()) == sorted(
+            path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()
+        )
+        assert all(archive.read(name) == (published / name).read_bytes() for name in archive.namelist() if "/" in name)
+        assert b"Ada Lovelace" in archive.read(CRATE_FILE)
+    assert not list(tmp_path.glob("*.partial"))
+    again = command_line(*words)
+    assert (again.returncode, again.stderr.count("\n")) == (1, 1)
+    assert "already exists" in again.stderr
 
 
 def test_chunks_of_a_ranked_list_stay_small_and_few() -> None:
@@ -201,6 +254,12 @@ def check_bucket(files: s3fs.S3FileSystem, dataset: Path, published: Path) -> No
     assert len(there) == found.files
     assert all(files.cat(there[name]) == here[name].read_bytes() for name in here if "/" in name)
     assert open_catalogue(place).ranking().identical(open_catalogue(published).ranking())
+    publish(f"{place}/{SCORES}", "s3://public/again", title="<b>Alloys</b>", report=False)
+    again = [name for name in files.find("public/again") if name.endswith("/zarr.json") or "/c/" in name]
+    assert all(files.cat(name) == files.cat(name.replace("/again/", "/alloys/")) for name in again if "/c/" in name)
+    assert len(again) == len([name for name in here if name.endswith("/zarr.json") or "/c/" in name])
+    with pytest.raises(OutputExistsError, match=r"alloys/scores\.zarr is read by this run"):
+        publish(f"{place}/{SCORES}", f"{place}/{SCORES}/public")
     with pytest.raises(OutputExistsError, match="already published"):
         publish(dataset, place, report=False)
     publish(dataset, place, report=False, by="max_force", overwrite=True)

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,9 @@ def table(dataset: Path) -> pd.DataFrame:
     return pd.DataFrame({name: np.asarray(scores[name], dtype=object) for name in names})
 
 
-@pytest.fixture(scope="module")
-def address(dataset: Path) -> Iterator[str]:
-    """Address of a server in a process of its own."""
+@contextmanager
+def served(dataset: Path) -> Iterator[str]:
+    """Address of a server in a process of its own, which ends with the block."""
     words = [sys.executable, "-m", "equiscreen", "serve", str(dataset), "--port", "0"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
@@ -57,6 +58,12 @@ def address(dataset: Path) -> Iterator[str]:
         yield found[0]
         server.send_signal(signal.SIGINT)
         server.communicate()
+
+
+@pytest.fixture(scope="module")
+def address(dataset: Path) -> Iterator[str]:
+    with served(dataset) as found:
+        yield found
 
 
 def get(address: str, path: str, **parameters: object) -> bytes:
@@ -240,13 +247,7 @@ def test_fifty_clients_at_once_get_what_one_gets(address: str) -> None:
 @pytest.mark.slow
 def test_a_replaced_dataset_is_not_mixed_with_the_old_one(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, 10)
-    words = [sys.executable, "-m", "equiscreen", "serve", str(dataset), "--port", "0"]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        found = re.search(r"http://127\.0\.0\.1:\d+", server.stderr.readline())
-        assert found is not None
-        assert len(rows(found[0])) == 10
+    with served(dataset) as address:
+        assert len(rows(address)) == 10
         (dataset / "zarr.json").write_bytes((dataset / "zarr.json").read_bytes() + b"\n")
-        assert refusal(found[0], "/query")[0] == 503
-        server.send_signal(signal.SIGTERM)
-        server.communicate()
+        assert refusal(address, "/query")[0] == 503

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .catalogue import CATALOGUE_FILE, CHECKSUMS_FILE, GRAPHS, PAGE_FILE, REPORT_FILE, Catalogue
 
 CRATE_FILE = "ro-crate-metadata.json"
 _CRATE, _PROFILE = "https://w3id.org/ro/crate/1.1", "https://w3id.org/ro/wfrun/process/0.5"
-_SOFTWARE, _MODEL, _RUN = "#equiscreen", "#model", "#run"
+_SOFTWARE, _MODEL, _RUN, _PUBLISHER = "#equiscreen", "#model", "#run", "#publisher"
 _NO_LICENSE = "not stated; ask whoever published this dataset"
 _FORMATS = {
     PAGE_FILE: ("text/html", "page about the publication"),
@@ -24,29 +25,46 @@ _FORMATS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Credits:
+    """Who made and published a dataset, and under which licence.
+
+    Attributes:
+        license_url: URL of the licence; None if the user stated none.
+        authors: Names of the persons who made the dataset.
+        publisher: Name of the organisation that publishes it; empty if the user stated none.
+    """
+
+    license_url: str | None = None
+    authors: tuple[str, ...] = ()
+    publisher: str = ""
+
+
 def crate_metadata(
-    catalogue: Catalogue, attrs: Mapping[str, Any], written: str, license_url: str | None, *, report: bool
+    catalogue: Catalogue, attrs: Mapping[str, Any], written: str, credited: Credits, *, report: bool
 ) -> bytes:
     """Content of `ro-crate-metadata.json`.
 
     Args:
         catalogue: Content of the publication.
         attrs: Public attributes of the scores.
-        written: When the scores were written, ISO 8601.
-        license_url: URL of the licence; None if the user stated none.
+        written: When the scores were written, ISO 8601; empty if unknown.
+        credited: Authors, publisher and licence.
         report: Whether there is a report.
     """
     stores = [f"{name}/" for name in catalogue.stores]
     files = [name for name in _FORMATS if report or name != REPORT_FILE]
     version = str(dict(attrs.get("software") or {}).get("equiscreen", "")) or "unknown"
+    authors = {f"#author-{place}": name for place, name in enumerate(credited.authors, start=1)}
     model = catalogue.model if isinstance(catalogue.model, Mapping) else {}
     run = {
         "@id": _RUN,
         "@type": "CreateAction",
         "name": f"equiscreen: structures {catalogue.kind}",
         "description": str(attrs.get("command") or f"{catalogue.rows} structures were {catalogue.kind}"),
-        "endTime": written,
+        **({"endTime": written} if written else {}),
         "instrument": {"@id": _SOFTWARE},
+        **({"agent": _references(list(authors))} if authors else {}),
         "object": _references([_MODEL, *(name for name in stores if name == f"{GRAPHS}/")]),
         "result": _references([name for name in stores if name != f"{GRAPHS}/"]),
     }
@@ -63,7 +81,9 @@ def crate_metadata(
             "name": catalogue.title,
             "description": f"Predicted properties of {catalogue.rows:,} crystal structures",
             "datePublished": catalogue.created,
-            "license": _NO_LICENSE if license_url is None else {"@id": license_url},
+            "license": _NO_LICENSE if credited.license_url is None else {"@id": credited.license_url},
+            **({"author": _references(list(authors))} if authors else {}),
+            **({"publisher": {"@id": _PUBLISHER}} if credited.publisher else {}),
             "conformsTo": {"@id": _PROFILE},
             "hasPart": _references([*stores, *files]),
             "mentions": {"@id": _RUN},
@@ -78,8 +98,11 @@ def crate_metadata(
             for name in files
         ),
     ]
-    if license_url is not None:
-        entities.append({"@id": license_url, "@type": "CreativeWork", "name": license_url})
+    entities += [{"@id": name, "@type": "Person", "name": person} for name, person in authors.items()]
+    if credited.publisher:
+        entities.append({"@id": _PUBLISHER, "@type": "Organization", "name": credited.publisher})
+    if credited.license_url is not None:
+        entities.append({"@id": credited.license_url, "@type": "CreativeWork", "name": credited.license_url})
     return json.dumps({"@context": f"{_CRATE}/context", "@graph": entities}, indent=1).encode() + b"\n"
 
 
