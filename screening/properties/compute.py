@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from ...export.runtime.onnx_potential import OnnxPotential, check_gradients, model_provenance
 from ...export.runtime.providers import CPU, device_kind, providers
-from ...pipeline.errors import ConfigError
 from ...pipeline.provenance import recorded_path
+from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.cluster import IN_PROCESS
-from ...pipeline.runs.failure_policy import FailurePolicy, run_tasks
+from ...pipeline.runs.failure_policy import FailurePolicy
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
-from ...pipeline.runs.parts import PartManifest, committed
+from ...pipeline.runs.parts import FOLDER, PartManifest, committed
 from ...pipeline.store.schema import STRUCTURE, ArraySpec
 from ...pipeline.store.writer import StoreRun, StoreWriter
 from ..dataset.parts import carried_columns, cut, listed
@@ -78,7 +78,7 @@ def compute_properties(
         source: Path or URL of a dataset of `relax`, `hull` or `select`, or of a graph store; or a folder that holds
             such a dataset.
         model: ONNX file made by `export_onnx`, with energy, forces and stress.
-        out: Scores dataset to write.
+        out: Scores dataset to write: a path, or a URL, in which case the run works in the current folder.
         what: Names of the properties: elastic, eos, phonons, kappa.
         preset: Protocol of the computation; see `properties.presets`.
         where: Filter expression on the columns of the source; see `selection.filter_expression`.
@@ -100,8 +100,8 @@ def compute_properties(
         ModelFileError: The model cannot be used, or lacks energy, forces or stress.
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: An output exists, or another run is writing it.
-        ConfigError: A property, the preset, the filter or the limit is invalid, the output is a URL, or a library that
-            a property needs is not installed.
+        ConfigError: A property, the preset, the filter or the limit is invalid, or a library that a property needs is
+            not installed.
     """
     begin = time.monotonic()
     options = RunOptions(
@@ -142,7 +142,7 @@ class _Plan:
         relax: Whether to relax the structures first.
 
     Raises:
-        ConfigError: A property or the preset is unknown, or the output is a URL.
+        ConfigError: A property or the preset is unknown.
         ModelFileError: The model has no energy, forces or stress.
     """
 
@@ -159,10 +159,6 @@ class _Plan:
         relax: bool,
     ) -> None:
         self.candidates, self.model, self.options, self.out = candidates, model, options, str(out)
-        if "://" in self.out:
-            raise ConfigError(
-                f"{out}: properties can be written only to local paths; write them there, then copy the stores"
-            )
         chosen = preset_named(preset)
         self.record = {**chosen.record(what), "relax": relax, "where": where}
         self.potential = potential_for(model)
@@ -235,7 +231,8 @@ class _Plan:
             for number, (start, stop) in enumerate(self.spans)
             for begin, end in run.missing(number, stop - start)
         )
-        return run.make_parts(property_part, tasks, FailurePolicy(PropertyTask.split, PropertyTask.skipped))
+        policy = FailurePolicy(PropertyTask.split, PropertyTask.skipped)
+        return run.make_parts(property_part, tasks, policy, graphs=graphs)
 
     def finish_parts(self, run: StoreRun, manifests: Sequence[PartManifest]) -> Sequence[PartManifest]:
         """Do the last, long step of properties that have one, in a task for each material.
@@ -271,8 +268,10 @@ class _Plan:
             for number, (source, row) in enumerate(sources)
             if number not in done
         )
+        if run.sends_parts:
+            tasks = (task.carried() for task in tasks)
         policy = FailurePolicy(FinishTask.split, FinishTask.skipped)
-        for manifest in run_tasks(run.client, finish_part, tasks, policy, run.bar.note, [run.staging.plan]):
+        for manifest in run.run_tasks(finish_part, tasks, policy, {FOLDER: folder}):
             done[manifest.number] = manifest
             run.bar.advance(1)
         return [done[number] for number in range(len(sources))]
@@ -372,9 +371,10 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     left_out = found.attrs["properties_of"]["left_out"]
     told = f"; {left_out:,} left out by --where or --limit" if left_out else ""
     warning = "" if counts["ok"] else "\nwarning: no structure is ok; `status` and `status_note` give the reasons"
+    names, size = ", ".join(found.attrs["settings"]["properties"]), found.sizes[STRUCTURE]
     return (
-        f"{path}: {', '.join(found.attrs['settings']['properties'])} of {found.sizes[STRUCTURE]:,} structures "
-        f"({listed(counts)}){told}; {timing['evaluations'] / max(1, found.sizes[STRUCTURE]):.0f} evaluations per "
-        f"structure; {timing['seconds']:.1f} s, {timing['core_hours']:.4f} core-hours; the relaxed structures are in "
-        f"{graphs_path(path)}{warning}"
+        f"{redact_urls(str(path))}: {names} of {size:,} structures ({listed(counts)}){told}; "
+        f"{timing['evaluations'] / max(1, size):.0f} evaluations per structure; {timing['seconds']:.1f} s, "
+        f"{timing['core_hours']:.4f} core-hours; the relaxed structures are in {redact_urls(graphs_path(path))}"
+        f"{warning}"
     )

@@ -56,7 +56,7 @@ def relax_files(
     Args:
         sources: Sources, as for `equiscreen.pipeline.featurize`; or one graph store, which is relaxed directly.
         model: ONNX file with energy, forces and stress.
-        out: Scores dataset to write.
+        out: Scores dataset to write: a path or a URL.
         settings: Settings of the relaxation; None uses the defaults.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Read only the first `limit` records.

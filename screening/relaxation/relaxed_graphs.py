@@ -18,7 +18,7 @@ from ...pipeline.runs.target import Target
 from ...pipeline.sources.discovery import inputs_digest
 from ...pipeline.store.compaction import finish_store
 from ...pipeline.store.dedup import Dedup
-from ...pipeline.store.graph_store import GraphStore
+from ...pipeline.store.graph_store import GraphStore, location
 from ...pipeline.store.schema import GRAPH_SCHEMA
 from ...pipeline.store.tables import write_empty_tables
 from ...pipeline.store.writer import StoreRun
@@ -40,18 +40,19 @@ class RelaxedGraphs:
         limit: Largest number of structures, as the user gave it.
 
     Attributes:
-        path: Path of the store.
+        path: Path or URL of the store.
         digest: Digest of the identity; it marks the store as an output of this run.
     """
 
     def __init__(
         self, out: str, source: GraphStore, columns: Sequence[str], identity: Mapping[str, Any], limit: int | None
     ) -> None:
-        self.path = Path(graphs_path(out))
+        self.path = location(graphs_path(out))
+        self._target = Target.of(self.path)
         self._source, self._columns, self._limit = source, tuple(columns), limit
         self.digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()
 
-    def check_free(self, inputs: Iterable[Path], *, overwrite: bool, beside: Sequence[Path] = ()) -> None:
+    def check_free(self, inputs: Iterable[Path], *, overwrite: bool, beside: Sequence[Target] = ()) -> None:
         """Check that no store of another run, and no input, is in the way.
 
         Args:
@@ -63,16 +64,19 @@ class RelaxedGraphs:
             OutputExistsError: An output exists and may not be overwritten, or the run reads it.
         """
         read = list(inputs)
-        for path in (self.path, *beside):
-            check_place(path.resolve(), read)
-            if path.is_symlink():
-                raise OutputExistsError(f"{path} is a symbolic link, so it is not overwritten; choose another --out")
-            if path.exists() and not overwrite and not self._is_from_this_run():
-                raise OutputExistsError(f"{path} already exists; choose another --out, or use --overwrite")
-        store = Target.of(str(self.path))
-        if store.exists() and not store.is_equiscreen_store():
+        for target in (self._target, *beside):
+            if target.path is not None:
+                check_place(target.path, read)
+                if Path(target.url).is_symlink():
+                    raise OutputExistsError(
+                        f"{target} is a symbolic link, so it is not overwritten; choose another --out"
+                    )
+            if target.exists() and not overwrite and not self._is_from_this_run():
+                raise OutputExistsError(f"{target} already exists; choose another --out, or use --overwrite")
+        if self._target.exists() and not self._target.is_equiscreen_store():
             raise OutputExistsError(
-                f"{store} already exists and is not an equiscreen store, so it is not overwritten; choose another --out"
+                f"{self._target} already exists and is not an equiscreen store, so it is not overwritten; choose "
+                "another --out"
             )
 
     def _is_from_this_run(self) -> bool:
@@ -119,7 +123,11 @@ class RelaxedGraphs:
         return finish_store(scratch, digests, attrs)
 
     def publish(self, staging: Staging) -> None:
-        """Move the store to its final path, replacing an older one."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        (staging.work / GRAPHS).rename(self.path)
+        """Move the store to its final path, or upload it to its URL, replacing an older one."""
+        made = staging.work / GRAPHS
+        if self._target.path is None:
+            self._target.upload(made)
+            return
+        if self._target.path.exists():
+            shutil.rmtree(self._target.path)
+        made.rename(self._target.path)
