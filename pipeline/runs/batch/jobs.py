@@ -73,6 +73,7 @@ class BatchJobs:
         self._without: dict[str, float] = {}  # jobs that lost their workers, and when
         self._failed_starts, self._last_start, self._fruitless = 0, 0.0, 0
         self._states: Mapping[str, str] | None = None
+        self._asked: set[str] = set()  # IDs of the jobs that existed before the batch system was asked for the states
         self.cluster = new_cluster(system, settings)
         self._watching: asyncio.Task[None] | None = None
         self._end = asyncio.Event()
@@ -139,6 +140,7 @@ class BatchJobs:
     async def _watch(self) -> None:
         while not self._end.is_set():
             with suppress(OSError, RuntimeError, ValueError):  # the batch system may be restarting; look again later
+                self._asked = {job.job_id for job in self.cluster.workers.values()}
                 self._states = await _states(self.system)
                 await self._replace(self._ended())
             with suppress(TimeoutError):
@@ -168,7 +170,9 @@ class BatchJobs:
 
     def _has_ended(self, job: Any) -> bool:
         """Whether a job was rejected, or is known to have ended."""
-        return job.job_id is None or (self._states is not None and job.job_id not in self._states)
+        if job.job_id is None:
+            return True
+        return self._states is not None and job.job_id in self._asked and job.job_id not in self._states
 
     def _failure(self, job: Any) -> str:
         if job.error:

@@ -255,16 +255,21 @@ def test_every_step_runs_without_a_common_folder(
     assert not list(case.folder.glob("*.partial"))
 
 
-def test_a_store_that_only_the_client_sees_is_named_with_the_worker(
-    case: Case, start: Callable[..., subprocess.Popen[bytes]]
+@pytest.mark.parametrize(
+    ("source", "out", "told"),
+    [("g.zarr", "s3://hosts/local.zarr", "g.zarr"), ("s3://hosts/g.zarr", "l.zarr", "l.zarr.partial/")],
+)
+def test_a_folder_that_only_the_client_sees_is_named_with_the_worker(
+    case: Case, start: Callable[..., subprocess.Popen[bytes]], source: str, out: str, told: str
 ) -> None:
     start_scheduler(start)
     start_worker(start, WORKERS[0])
-    process = command(case, str(case.folder / "g.zarr"), "s3://hosts/local.zarr")
+    process = command(case, source, out)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert len(err.splitlines()) == 1
-    assert f"{case.folder / 'g.zarr'} was not found on " in err
-    assert f"by worker tcp://{HOSTS[WORKERS[0]]}:" in err
+    (line,) = err.splitlines()
+    assert line.startswith(f"equiscreen: {case.folder / told}")
+    assert " was not found on " in line
+    assert f"by worker tcp://{HOSTS[WORKERS[0]]}:" in line
     for left in case.folder.glob("*.partial"):
         shutil.rmtree(left)
