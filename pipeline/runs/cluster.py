@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 import time
 import types
 import urllib.request
@@ -164,13 +165,37 @@ def _submitted(system: BatchSystem, file: str) -> Iterator[BatchJobs]:
     import dask  # noqa: PLC0415 - see `connect`
 
     settings = BatchSettings.load(Path(file))
-    with _quiet(), dask.config.set({**SETTINGS, **SETTINGS_OF_JOBS}):
+    with _quiet(), _ended_like_ctrl_c(), dask.config.set({**SETTINGS, **SETTINGS_OF_JOBS}):
         with _interrupts_blocked():
             jobs = BatchJobs(system, file, settings)
         try:
             yield jobs
         finally:
             jobs.close()
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C in this block, so that jobs are cancelled.
+
+    A batch system sends SIGTERM to a command that runs in a job, some seconds before it kills the job.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.SIG_DFL:
+        yield  # whoever set the handler knows better
+        return
+
+    def end(number: int, _frame: types.FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may be sent more than once; Ctrl-C again ends at once
+        if not callable(signal.getsignal(signal.SIGINT)):  # Ctrl-C is ignored, as in the background
+            raise SystemExit(128 + number)
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -38,6 +38,8 @@ SUBMIT_S = 120
 _POLL_S = 0.05
 _SILENT = logging.CRITICAL + 1
 _LONGEST_OUTPUT = 4_096  # bytes of a job's output that are searched for its last line
+# Temporary files that a cluster of dask-jobqueue 0.9 leaves to the garbage collector, which may never come to them.
+_CERTIFICATES = ("_job_ca_file", "_job_cert", "_job_key")
 _CLASSES = {
     BatchSystem.SLURM: "SLURMCluster",
     BatchSystem.PBS: "PBSCluster",
@@ -84,10 +86,15 @@ class BatchJobs:
             raise
 
     def close(self) -> None:
-        """Cancel the jobs and stop the scheduler."""
-        with suppress(TimeoutError):
-            self.cluster.sync(self._stop_watching)
-            self.cluster.close()
+        """Cancel the jobs, stop the scheduler and remove the certificates."""
+        try:
+            with suppress(TimeoutError):
+                self.cluster.sync(self._stop_watching)
+                self.cluster.close()
+        finally:
+            for name in _CERTIFICATES:
+                if (file := getattr(self.cluster, name, None)) is not None:
+                    file.close()
 
     def note_result(self) -> None:
         """Note that a task has ended, or that there were none to end."""
