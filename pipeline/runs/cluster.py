@@ -18,14 +18,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from functools import lru_cache
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
+from fsspec.core import url_to_fs
+
 from ..errors import EquiscreenError, UnreachableError, detail
+from ..redaction import redact_urls
 from .batch.jobs import SETTINGS as SETTINGS_OF_JOBS
 from .batch.jobs import BatchJobs
 from .batch.settings import BatchSettings, BatchSystem, batch_system_of
+from .target import ROOT_FILE
 from .worker_versions import check_workers
 
 IN_PROCESS = "threads"
@@ -253,6 +258,27 @@ def check_seen(path: str | Path) -> None:
             f"{path} was not found on {socket.gethostname()} by {this_worker()}; inputs and outputs must be in folders "
             "that all workers share, under the same paths, until the run ends"
         )
+
+
+@lru_cache(maxsize=8)
+def check_reached(url: str) -> None:
+    """Check, on a worker, that the store at a URL can be read: a worker has a network and credentials of its own.
+
+    Raises:
+        UnreachableError: The store cannot be read.
+    """
+    try:
+        files, path = url_to_fs(url)
+        files.info(f"{path}/{ROOT_FILE}")
+    except Exception as error:  # noqa: BLE001 - every file system raises its own errors
+        reason = detail(error, url)
+    else:
+        return
+    # Raised without a cause: errors of clients of object stores cannot always be sent to the main process.
+    raise UnreachableError(
+        f"{redact_urls(url)} cannot be read on {socket.gethostname()} by {this_worker()} ({reason}); give the workers "
+        "the same access as this machine, and run the same command again"
+    )
 
 
 def this_worker() -> str:

@@ -285,7 +285,9 @@ class StoreRun:
         Raises:
             EquiscreenError: As for `run_tasks`.
         """
-        shared = [store.path.absolute() for store in self.inputs if isinstance(store.path, Path)]
+        shared: list[str | Path] = [store.path.absolute() for store in self.inputs if isinstance(store.path, Path)]
+        if works_elsewhere(self.client):
+            shared += [store.path for store in self.inputs if not isinstance(store.path, Path)]
         if not self.sends_parts:
             shared.append(self.staging.plan)
             yield from run_tasks(self.client, function, tasks, failure_policy, self.bar.note, shared)

@@ -109,8 +109,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., su
     hidden = tmp_path_factory.getbasetemp()
     with ExitStack() as stack:
 
-        def started(host: str, program: str, *words: str) -> subprocess.Popen[bytes]:
-            hide = f'mount -t tmpfs none "{hidden}" && cd / && exec "$@"'
+        def started(host: str, program: str, *words: str, before: str = "") -> subprocess.Popen[bytes]:
+            hide = f'{before} mount -t tmpfs none "{hidden}" && cd / && exec "$@"'
             inside = ["ip", "netns", "exec", host, "unshare", "--mount", "sh", "-c", hide, "sh"]
             command = [*inside, sys.executable, "-m", f"distributed.cli.{program}", *words]
             return stack.enter_context(running(command))
@@ -139,8 +139,9 @@ def start_scheduler(start: Callable[..., subprocess.Popen[bytes]]) -> subprocess
     return start(SCHEDULER, "dask_scheduler", "--host", HOSTS[SCHEDULER], "--port", "8786", "--no-dashboard")
 
 
-def start_worker(start: Callable[..., subprocess.Popen[bytes]], host: str) -> subprocess.Popen[bytes]:
-    return start(host, "dask_worker", ADDRESS, "--nthreads", "1", "--no-dashboard", "--host", HOSTS[host])
+def start_worker(start: Callable[..., subprocess.Popen[bytes]], host: str, before: str = "") -> subprocess.Popen[bytes]:
+    words = (ADDRESS, "--nthreads", "1", "--no-dashboard", "--host", HOSTS[host])
+    return start(host, "dask_worker", *words, before=before)
 
 
 def command(case: Case, source: str, out: str) -> subprocess.Popen[str]:
@@ -253,6 +254,20 @@ def test_every_step_runs_without_a_common_folder(
         file.read_bytes() for file in trajectories
     ]
     assert not list(case.folder.glob("*.partial"))
+
+
+def test_a_worker_without_credentials_is_named(case: Case, start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    start_scheduler(start)
+    start_worker(start, WORKERS[0], before="unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY;")
+    process = command(case, "s3://hosts/g.zarr", "s3://hosts/none.zarr")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    (line,) = err.splitlines()
+    assert line.startswith("equiscreen: s3://hosts/g.zarr cannot be read on ")
+    assert f"by worker tcp://{HOSTS[WORKERS[0]]}:" in line
+    assert "credentials" in line
+    for left in case.folder.glob("*.partial"):
+        shutil.rmtree(left)
 
 
 @pytest.mark.parametrize(
