@@ -116,7 +116,7 @@ def screen(
 def relax(
     sources: CandidateSources,
     model: Annotated[str, typer.Option(help=f"{MODEL_HELP} The model must predict forces and stress.")],
-    out: Annotated[Path, typer.Option(help="Scores dataset to write (Zarr).")],
+    out: Annotated[str, typer.Option(help="Scores dataset to write (Zarr): a path or a URL.")],
     dispersion: Dispersion = "none",
     fmax: Annotated[float, typer.Option(help="Convergence threshold: largest force on an atom, eV/angstrom.")] = 0.02,
     smax: Annotated[
@@ -317,7 +317,7 @@ def properties(
         ),
     ],
     model: Annotated[str, typer.Option(help=f"{MODEL_HELP} The model must predict forces and stress.")],
-    out: Annotated[Path, typer.Option(help="Dataset to write (Zarr).")],
+    out: Annotated[str, typer.Option(help="Dataset to write (Zarr): a path or a URL.")],
     what: Annotated[
         str,
         typer.Option(

@@ -236,7 +236,8 @@ def _make_parts(
         for partition in plan:
             run.bar.expect(plan.expected())
             for begin, end in run.missing(partition.number, partition.end):
-                yield FeaturizeTask(replace(partition, begin=begin, end=end), settings, run.staging.parts)
+                items = replace(partition, begin=begin, end=end)
+                yield FeaturizeTask(items.carried() if run.sends_parts else items, settings, run.staging.parts)
 
     policy = FailurePolicy(FeaturizeTask.split, FeaturizeTask.skipped)
     return plan, run.make_parts(featurize_partition, tasks(), policy)

@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,10 +66,12 @@ class SpooledRecords:
     Attributes:
         path: Spool file; see `pipeline.featurization.spool`.
         format: Format of the source, if the file holds rows of a table.
+        data: Content of the spool file, for workers that do not see it; None reads the file.
     """
 
     path: Path
     format: Format | None = None
+    data: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class RowRange:
     """A range of rows of an ASE database.
 
     Attributes:
-        path: Path of the database, or of its local copy.
+        path: Path of the database, or of its local copy; a worker that does not see the copy makes its own.
         file: Source file of the database.
         ids: Ids of the rows.
         first: Index of the first of these rows in the source.
@@ -113,20 +116,27 @@ class Partition:
         """Divide the items into two partitions; return none if there is only one item."""
         return tuple(replace(self, begin=half.begin, end=half.end) for half in self.key.halves())
 
+    def carried(self) -> Partition:
+        """The same partition with the content of its spool file, for workers that do not see the file."""
+        if not isinstance(self.content, SpooledRecords):
+            return self
+        return replace(self, content=replace(self.content, data=self.content.path.read_bytes()))
+
     def unread(self, reason: str) -> Iterator[RawRecord]:
         """Yield every record with `reason` and the fields that identify it, without parsing its structure."""
         match self.content:
             case FileGroup(files):
                 for file in files[self.begin : self.end]:
                     yield from _unread_file(file, reason)
-            case SpooledRecords(path, form):
-                for item in read_spooled(path, self.begin, self.end):
+            case SpooledRecords(path, form, data):
+                for item in read_spooled(path if data is None else data, self.begin, self.end):
                     if isinstance(item, Document):
                         yield unread_document(item, reason)
                     else:
                         source, index, row = item
                         yield RawRecord(source, index, None, fields_beside(row), reason, form)
             case RowRange(path, file, ids, first):
+                path = _seen_database(path, file)
                 yield from unread_rows(path, file.name, ids[self.begin : self.end], first + self.begin, reason)
 
 
@@ -141,15 +151,41 @@ def read_partition(partition: Partition, options: ReadOptions) -> Iterator[RawRe
         case FileGroup(files):
             for file in files[begin:end]:
                 yield from _read_small_file(file, options)
-        case SpooledRecords(path, form):
-            for item in read_spooled(path, begin, end):
+        case SpooledRecords(path, form, data):
+            for item in read_spooled(path if data is None else data, begin, end):
                 if isinstance(item, Document):
                     yield read_document(item, options)
                 else:
                     yield read_row(*item, form or Format.PARQUET, options)
         case RowRange(path, file, ids, first):
-            check_seen(path)
+            path = _seen_database(path, file)
             yield from read_rows(path, file.name, ids[begin:end], first + begin)
+
+
+def _seen_database(path: Path, file: SourceFile) -> Path:
+    """Path of a database on a disk of this machine; a remote one is downloaded, once per process.
+
+    Raises:
+        UnreachableError: The database is local, and this machine does not see it.
+    """
+    if file.local:
+        check_seen(path)
+    return path if path.exists() else _downloaded(file, Path(_scratch_folder().name))
+
+
+@lru_cache(maxsize=1)
+def _scratch_folder() -> TemporaryDirectory[str]:
+    """A folder that is removed at the end of the process."""
+    return TemporaryDirectory(prefix="equiscreen-")
+
+
+def _downloaded(file: SourceFile, folder: Path) -> Path:
+    """Path of a copy of a remote file, which is made if it does not exist."""
+    path = folder / f"source-{hashlib.sha256(f'{file.name} {file.version}'.encode()).hexdigest()[:16]}"
+    if not path.exists():
+        with atomic_path(path) as scratch, file.readable():
+            file.fs.get_file(file.path, str(scratch))
+    return path
 
 
 def _unread_file(file: SourceFile, reason: str) -> list[RawRecord]:
@@ -358,7 +394,7 @@ class Plan:
 
     def _partition_database(self, file: SourceFile) -> Iterator[Partition]:
         done = self._bytes_done
-        path = self._local_copy(file)
+        path = Path(file.path) if file.local else _downloaded(file, self.folder)
         ids = row_ids(path, file.name)
         for first in range(0, len(ids), PARTITION_RECORDS):
             some = tuple(ids[first : first + PARTITION_RECORDS][: self._remaining()])
@@ -366,16 +402,6 @@ class Plan:
                 return
             self._bytes_done = done + round(file.size * (first + len(some)) / len(ids))
             yield self._partition(RowRange(path, file, some, first), len(some))
-
-    def _local_copy(self, file: SourceFile) -> Path:
-        """Return the path of a database on a local disk; a remote database is downloaded first."""
-        if file.local:
-            return Path(file.path)
-        path = self.folder / f"source-{hashlib.sha256(f'{file.name} {file.version}'.encode()).hexdigest()[:16]}"
-        if not path.exists():
-            with atomic_path(path) as scratch, file.readable():
-                file.fs.get_file(file.path, str(scratch))
-        return path
 
     def _spool_path(self) -> Path:
         return self.folder / f"{self._number:07d}.arrow"

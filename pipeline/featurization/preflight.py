@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import LabelError
 from ..field_path import key_paths, lookup
 from ..readers.records import RawRecord, ReadOptions
+from ..runs.cluster import check_seen
 from ..sources.files import SourceFile
 from .partitions import Plan, read_partition
 from .task import FeaturizeSettings
@@ -73,6 +74,8 @@ def _fields_absent(
     records: list[RawRecord] = []
     with tempfile.TemporaryDirectory() as scratch:
         for file in files:
+            if file.local:
+                check_seen(file.path)
             for partition in Plan([file], Path(scratch), PEEK_RECORDS):
                 records.extend(record for record in read_partition(partition, options) if record.structure is not None)
     if not records:

@@ -46,9 +46,17 @@ def write_rows(path: Path, rows: pa.Table, source: str, first: int) -> None:
     _write(path, rows.replace_schema_metadata({_SOURCE: source.encode(), _FIRST: str(first).encode()}))
 
 
-def read_spooled(path: Path, begin: int, end: int) -> Iterator[Document | tuple[str, int, Mapping[str, Any]]]:
-    """Yield documents, or rows with their source and index, from `begin` up to `end` (exclusive)."""
-    with pa.memory_map(str(path)) as file:
+def read_spooled(
+    spooled: Path | bytes, begin: int, end: int
+) -> Iterator[Document | tuple[str, int, Mapping[str, Any]]]:
+    """Yield documents, or rows with their source and index, from `begin` up to `end` (exclusive).
+
+    Args:
+        spooled: Path or content of a spool file.
+        begin: First item.
+        end: Item after the last one.
+    """
+    with pa.BufferReader(spooled) if isinstance(spooled, bytes) else pa.memory_map(str(spooled)) as file:
         table = pa.ipc.open_file(file).read_all().slice(begin, end - begin)
     if table.schema.names == _DOCUMENTS.names:
         columns = [table.column(name).to_pylist() for name in _DOCUMENTS.names]

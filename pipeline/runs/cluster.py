@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 import time
 import types
 import urllib.request
@@ -17,14 +18,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from functools import lru_cache
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
+from fsspec.core import url_to_fs
+
 from ..errors import EquiscreenError, UnreachableError, detail
+from ..redaction import redact_urls
 from .batch.jobs import SETTINGS as SETTINGS_OF_JOBS
 from .batch.jobs import BatchJobs
 from .batch.settings import BatchSettings, BatchSystem, batch_system_of
+from .target import ROOT_FILE
 from .worker_versions import check_workers
 
 IN_PROCESS = "threads"
@@ -164,13 +170,37 @@ def _submitted(system: BatchSystem, file: str) -> Iterator[BatchJobs]:
     import dask  # noqa: PLC0415 - see `connect`
 
     settings = BatchSettings.load(Path(file))
-    with _quiet(), dask.config.set({**SETTINGS, **SETTINGS_OF_JOBS}):
+    with _quiet(), _ended_like_ctrl_c(), dask.config.set({**SETTINGS, **SETTINGS_OF_JOBS}):
         with _interrupts_blocked():
             jobs = BatchJobs(system, file, settings)
         try:
             yield jobs
         finally:
             jobs.close()
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C in this block, so that jobs are cancelled.
+
+    A batch system sends SIGTERM to a command that runs in a job, some seconds before it kills the job.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.SIG_DFL:
+        yield  # whoever set the handler knows better
+        return
+
+    def end(number: int, _frame: types.FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may be sent more than once; Ctrl-C again ends at once
+        if not callable(signal.getsignal(signal.SIGINT)):  # Ctrl-C is ignored, as in the background
+            raise SystemExit(128 + number)
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -229,6 +259,27 @@ def check_seen(path: str | Path) -> None:
             f"{path} was not found on {socket.gethostname()} by {this_worker()}; inputs and outputs must be in folders "
             "that all workers share, under the same paths, until the run ends"
         )
+
+
+@lru_cache(maxsize=8)
+def check_reached(url: str) -> None:
+    """Check, on a worker, that the store at a URL can be read: a worker has a network and credentials of its own.
+
+    Raises:
+        UnreachableError: The store cannot be read.
+    """
+    try:
+        files, path = url_to_fs(url)
+        files.info(f"{path}/{ROOT_FILE}")
+    except Exception as error:  # noqa: BLE001 - every file system raises its own errors
+        reason = detail(error, url)
+    else:
+        return
+    # Raised without a cause: errors of clients of object stores cannot always be sent to the main process.
+    raise UnreachableError(
+        f"{redact_urls(url)} cannot be read on {socket.gethostname()} by {this_worker()} ({reason}); give the workers "
+        "the same access as this machine, and run the same command again"
+    )
 
 
 def this_worker() -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..errors import EquiscreenError
-from .cluster import check_seen, jobs_of, restore_workers, this_worker
+from .cluster import check_reached, check_seen, jobs_of, restore_workers, this_worker
 from .worker_versions import Versions, check_versions, versions
 
 Item = TypeVar("Item")
@@ -66,7 +66,7 @@ def run_tasks(
         items: Items, taken as workers become free.
         failure_policy: How items are divided and skipped; without a policy, a dead worker is an error.
         note: Shows a line of text to the user.
-        shared: Files and folders that every worker must see.
+        shared: Files and folders that every worker must see, and URLs of stores that it must reach.
 
     Raises:
         EquiscreenError: A task killed its workers and there is no policy, no workers are left, the scheduler is lost,
@@ -100,7 +100,7 @@ class _OnCheckedWorker(Generic[Item, Result]):
 
     Attributes:
         function: Processes one item.
-        shared: Paths that must exist.
+        shared: Paths that must exist, and URLs of stores.
         versions: Versions of the process that started the run.
     """
 
@@ -118,7 +118,10 @@ class _OnCheckedWorker(Generic[Item, Result]):
     def __call__(self, item: Item) -> Result:
         check_versions(self.versions, this_worker())
         for path in self.shared:
-            check_seen(path)
+            if "://" in path:
+                check_reached(path)
+            else:
+                check_seen(path)
         return self.function(item)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,8 @@ from ..errors import StoreError, detail
 from .marks import read_mark, write_mark
 
 PartArray = NDArray[Any] | list[str]
+# Field of a task that holds the folder of its part.
+FOLDER = "folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,28 +84,48 @@ def write_part(
     return manifest
 
 
-def send_part(function: Callable[[Any], PartManifest], task: Any) -> tuple[PartManifest, bytes]:
-    """Make a part in a scratch folder of the worker, for a process that shares no folder with it.
+@dataclass(frozen=True, slots=True)
+class SentPart:
+    """A part that a worker sends to the process that started the run.
+
+    Attributes:
+        manifest: Manifest of the part.
+        files: Every file that its task has written: field of the task that holds the folder, name, and content.
+    """
+
+    manifest: PartManifest
+    files: tuple[tuple[str, str, bytes], ...]
+
+
+def send_part(function: Callable[[Any], PartManifest], fields: Sequence[str], task: Any) -> SentPart:
+    """Make a part in scratch folders of the worker, for a process that shares no folder with it.
 
     Args:
-        function: Makes the part in the `folder` of a task.
+        function: Makes the part in the folders of a task.
+        fields: Fields of the task that hold these folders.
         task: The task, a dataclass.
-
-    Returns:
-        The manifest of the part, and the content of the file with its arrays.
     """
-    with tempfile.TemporaryDirectory(prefix="equiscreen-") as name:
-        manifest = function(replace(task, folder=Path(name)))
-        return manifest, (Path(name) / f"{manifest.key.stem}.npz").read_bytes()
+    with tempfile.TemporaryDirectory(prefix="equiscreen-") as scratch:
+        folders = {name: Path(scratch) / name for name in fields}
+        for folder in folders.values():
+            folder.mkdir()
+        manifest = function(replace(task, **folders))
+        written = [(name, file) for name, folder in folders.items() for file in sorted(folder.iterdir())]
+        return SentPart(manifest, tuple((name, file.name, file.read_bytes()) for name, file in written))
 
 
-def received_part(folder: Path, part: tuple[PartManifest, bytes]) -> PartManifest:
-    """Write a part that a worker has sent, as `write_part` would have written it, and return its manifest."""
-    manifest, content = part
-    with atomic_path(folder / f"{manifest.key.stem}.npz") as scratch:
-        scratch.write_bytes(content)
-    write_mark(folder / f"{manifest.key.stem}.json", asdict(manifest))
-    return manifest
+def received_part(folders: Mapping[str, Path], part: SentPart) -> PartManifest:
+    """Write the files of a part that a worker has sent, and return its manifest; the mark of completion comes last.
+
+    Args:
+        folders: Folder for each field of the task; the mark is in ``folder``.
+        part: The part.
+    """
+    mark = (FOLDER, f"{part.manifest.key.stem}.json")
+    for folder, name, content in sorted(part.files, key=lambda file: file[:2] == mark):
+        with atomic_path(folders[folder] / name) as scratch:
+            scratch.write_bytes(content)
+    return part.manifest
 
 
 def committed(folder: Path) -> list[PartManifest]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,6 +90,50 @@ class Target:
             if not fs.exists(f"{path}/{ROOT_FILE}"):
                 return False
             return "equiscreen-" in json.dumps(json.loads(fs.cat_file(f"{path}/{ROOT_FILE}")).get("attributes", {}))
+
+    def file_names(self) -> list[str]:
+        """Names of the files in the folder at the target, relative to it; empty if nothing is there.
+
+        Raises:
+            OutputExistsError: The object store cannot be reached.
+        """
+        if self.path is not None:
+            return [file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if not file.is_dir()]
+        with _one_line_errors(self.url):
+            fs, path = url_to_fs(self.url)
+            fs.invalidate_cache()
+            return [name.removeprefix(f"{path}/") for name in fs.find(path)]
+
+    def upload_files(self, folder: Path) -> None:
+        """Replace the files at the URL by those in a local folder, which has no subfolders.
+
+        Raises:
+            OutputExistsError: The upload failed.
+        """
+        old = self.file_names()
+        with _one_line_errors(self.url):
+            fs, path = url_to_fs(self.url)
+            if old:
+                fs.rm([f"{path}/{name}" for name in old])
+            files = sorted(folder.iterdir())
+            if files:
+                fs.put([str(file) for file in files], [f"{path}/{file.name}" for file in files])
+
+    def remove(self) -> None:
+        """Remove what exists at the target, if anything.
+
+        Raises:
+            OutputExistsError: The object store cannot be written.
+        """
+        if self.path is not None:
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            return
+        with _one_line_errors(self.url):
+            fs, path = url_to_fs(self.url)
+            fs.invalidate_cache()
+            if fs.exists(path):
+                fs.rm(path, recursive=True)
 
     def upload(self, store: Path) -> None:
         """Copy a finished store to the URL.

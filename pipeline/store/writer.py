@@ -15,7 +15,7 @@ from ..graphs.offsets import offsets_of
 from ..runs.cluster import connect, dashboard, works_elsewhere
 from ..runs.failure_policy import FailurePolicy, run_tasks
 from ..runs.options import RunOptions
-from ..runs.parts import PartManifest, received_part, send_part
+from ..runs.parts import FOLDER, PartManifest, received_part, send_part
 from ..runs.progress import ProgressReport
 from ..runs.staging import Staging, missing_items, resume_publication, staged_run, whole_parts
 from ..sources.files import SHA256, SourceFile, stamp_of
@@ -211,10 +211,17 @@ class StoreRun:
 
     def __post_init__(self) -> None:
         self.resumed = whole_parts(self.staging.manifests().values())
-        self._sent = False  # whether the workers send their parts, and see no working folder
         self._by_number: dict[int, list[PartManifest]] = {}
         for manifest in self.resumed:
             self._by_number.setdefault(manifest.number, []).append(manifest)
+
+    @property
+    def sends_parts(self) -> bool:
+        """Whether the workers send their parts to this process, since they may not see its working folders.
+
+        They do if the output is a URL and they may be on other machines.
+        """
+        return self.client is not None and self.staging.out.path is None and works_elsewhere(self.client)
 
     def missing(self, number: int, count: int) -> list[tuple[int, int]]:
         """Find the items of a partition that earlier runs have not finished.
@@ -233,8 +240,7 @@ class StoreRun:
         function: Callable[[Task], PartManifest],
         tasks: Iterable[Task],
         failure_policy: FailurePolicy[Task] | None = None,
-        *,
-        only_parts: bool = False,
+        **folders: Path,
     ) -> list[PartManifest]:
         """Run tasks on the workers; each task writes one part.
 
@@ -242,9 +248,8 @@ class StoreRun:
             function: Makes one part.
             tasks: Tasks of the parts that are missing.
             failure_policy: What to do about tasks that kill their workers; see `run_tasks`.
-            only_parts: Whether tasks use no working folder except the folder of the parts (the `folder` of a task). If
-                so, and if the output is a URL, workers on other machines send their parts to this process, so that they
-                need not share its working folder.
+            folders: Further folders that a task writes to, by the name of the field that holds them; the field `folder`
+                holds the folder of the parts.
 
         Returns:
             The manifests of all parts in order, including parts of earlier runs.
@@ -254,20 +259,42 @@ class StoreRun:
         """
         done = {manifest.key: manifest for manifest in self.resumed}
         self.bar.resume(sum(manifest.counts["read"] for manifest in self.resumed))
-        shared = [store.path.absolute() for store in self.inputs if isinstance(store.path, Path)]
-        manifests: Iterator[PartManifest]
-        self._sent = only_parts and self.staging.out.path is None and works_elsewhere(self.client)
-        if self._sent:
-            send = partial(send_part, function)
-            sent = run_tasks(self.client, send, tasks, failure_policy, self.bar.note, shared)
-            manifests = (received_part(self.staging.parts, part) for part in sent)
-        else:
-            shared.append(self.staging.plan)
-            manifests = run_tasks(self.client, function, tasks, failure_policy, self.bar.note, shared)
-        for manifest in manifests:
+        for manifest in self.run_tasks(function, tasks, failure_policy, {FOLDER: self.staging.parts, **folders}):
             done[manifest.key] = manifest
             self.bar.advance(manifest.counts["read"])
         return whole_parts(done.values())
+
+    def run_tasks(
+        self,
+        function: Callable[[Task], PartManifest],
+        tasks: Iterable[Task],
+        failure_policy: FailurePolicy[Task] | None,
+        folders: Mapping[str, Path],
+    ) -> Iterator[PartManifest]:
+        """Run tasks that write to working folders, and yield the manifests of their parts as they finish.
+
+        If `sends_parts`, the tasks write to scratch folders of their workers, and the files are sent to this process;
+        the tasks must then carry everything that they read from a working folder.
+
+        Args:
+            function: Makes one part.
+            tasks: The tasks.
+            failure_policy: What to do about tasks that kill their workers; see `run_tasks`.
+            folders: Folders that a task writes to, by the name of the field that holds them.
+
+        Raises:
+            EquiscreenError: As for `run_tasks`.
+        """
+        shared: list[str | Path] = [store.path.absolute() for store in self.inputs if isinstance(store.path, Path)]
+        if works_elsewhere(self.client):
+            shared += [store.path for store in self.inputs if not isinstance(store.path, Path)]
+        if not self.sends_parts:
+            shared.append(self.staging.plan)
+            yield from run_tasks(self.client, function, tasks, failure_policy, self.bar.note, shared)
+            return
+        send = partial(send_part, function, tuple(folders))
+        for part in run_tasks(self.client, send, tasks, failure_policy, self.bar.note, shared):
+            yield received_part(folders, part)
 
     def concatenate(
         self,
@@ -293,7 +320,8 @@ class StoreRun:
 
     def compact(self, compaction: Compaction) -> dict[str, str]:
         """Write the shards of a store, on the workers if they see the parts; see `concatenate` for the result."""
-        return write_shards(compaction) if self.client is None or self._sent else compact(self.client, compaction)
+        here = self.client is None or self.sends_parts
+        return write_shards(compaction) if here else compact(self.client, compaction)
 
     def check_inputs(self) -> None:
         """Check that no input has changed since the run began.

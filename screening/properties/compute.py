@@ -20,10 +20,11 @@ from ...export.runtime.providers import CPU, device_kind, providers
 from ...pipeline.energy_schemes import NO_DISPERSION
 from ...pipeline.errors import ConfigError
 from ...pipeline.provenance import recorded_path
+from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.cluster import IN_PROCESS
-from ...pipeline.runs.failure_policy import FailurePolicy, run_tasks
+from ...pipeline.runs.failure_policy import FailurePolicy
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
-from ...pipeline.runs.parts import PartManifest, committed
+from ...pipeline.runs.parts import FOLDER, PartManifest, committed
 from ...pipeline.store.schema import STRUCTURE, ArraySpec
 from ...pipeline.store.writer import StoreRun, StoreWriter
 from ...pipeline.structures.structure import Structure
@@ -88,7 +89,7 @@ def compute_properties(
         source: Path or URL of a dataset of `relax`, `hull` or `select`, or of a graph store; or a folder that holds
             such a dataset.
         model: ONNX file made by `export_onnx`, with energy, forces and stress.
-        out: Scores dataset to write.
+        out: Scores dataset to write: a path, or a URL, in which case the run works in the current folder.
         what: Names of the properties: elastic, eos, phonons, kappa.
         preset: Protocol of the computation; see `properties.presets`.
         where: Filter expression on the columns of the source; see `selection.filter_expression`.
@@ -116,9 +117,9 @@ def compute_properties(
         ModelFileError: The model cannot be used, or lacks energy, forces or stress.
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: An output exists, or another run is writing it.
-        ConfigError: A property, the preset, the filter or the limit is invalid, the output is a URL, a library that a
-            property needs is not installed, or the dispersion correction cannot be added to the model; or a structure
-            has no Born charges, or those of another crystal.
+        ConfigError: A property, the preset, the filter or the limit is invalid, a library that a property needs is not
+            installed, or the dispersion correction cannot be added to the model; or a structure has no Born charges, or
+            those of another crystal.
     """
     begin = time.monotonic()
     options = RunOptions(
@@ -171,8 +172,8 @@ class _Plan:
         dispersion: Name of the dispersion correction.
 
     Raises:
-        ConfigError: A property is unknown, a library is not installed, the output is a URL, Born charges are missing or
-            do not fit, or the dispersion correction cannot be added to the model.
+        ConfigError: A property is unknown, a library is not installed, Born charges are missing or do not fit, or the
+            dispersion correction cannot be added to the model.
         ModelFileError: The model cannot be used, or lacks energy, forces or stress.
     """
 
@@ -191,10 +192,6 @@ class _Plan:
         dispersion: str,
     ) -> None:
         self.candidates, self.model, self.options, self.out = candidates, model, options, str(out)
-        if "://" in self.out:
-            raise ConfigError(
-                f"{out}: properties can be written only to local paths; write them there, then copy the stores"
-            )
         symprec = preset.relaxation.symprec
         self.born_path = born
         self.born = () if born is None else _born_charges(BornFiles.at(born), candidates, symprec)
@@ -254,7 +251,7 @@ class _Plan:
         """
         paths = [str(one.path).removeprefix("file://") for one in self.candidates.inputs()]
         inputs = [Path(path) for path in (*paths, str(self.model)) if "://" not in path]
-        self.relaxed_graphs.check_free(inputs, overwrite=overwrite, beside=[self.followed_graphs.path])
+        self.relaxed_graphs.check_free(inputs, overwrite=overwrite, beside=[self.followed_graphs.target])
 
     def make_parts(self, run: StoreRun) -> list[PartManifest]:
         """Compute the properties of the parts that earlier runs did not finish."""
@@ -286,7 +283,9 @@ class _Plan:
             for number, (start, stop) in enumerate(self.spans)
             for begin, end in run.missing(number, stop - start)
         )
-        return run.make_parts(property_part, tasks, FailurePolicy(PropertyTask.split, PropertyTask.skipped))
+        policy = FailurePolicy(PropertyTask.split, PropertyTask.skipped)
+        further = {} if followed is None else {"followed": followed}
+        return run.make_parts(property_part, tasks, policy, graphs=graphs, **further)
 
     def write_followed(self, run: StoreRun, manifests: Sequence[PartManifest]) -> str | None:
         """Write the graph store of the structures that imaginary modes lead to.
@@ -344,8 +343,10 @@ class _Plan:
             for number, (source, row) in enumerate(sources)
             if number not in done
         )
+        if run.sends_parts:
+            tasks = (task.carried() for task in tasks)
         policy = FailurePolicy(FinishTask.split, FinishTask.skipped)
-        for manifest in run_tasks(run.client, finish_part, tasks, policy, run.bar.note, [run.staging.plan]):
+        for manifest in run.run_tasks(finish_part, tasks, policy, {FOLDER: folder}):
             done[manifest.number] = manifest
             run.bar.advance(1)
         return [done[number] for number in range(len(sources))]
@@ -488,11 +489,12 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     told = f"; {left_out:,} left out by --where or --limit" if left_out else ""
     followed = _followed(found, path)
     warning = "" if counts["ok"] else "\nwarning: no structure is ok; `status` and `status_note` give the reasons"
+    names, size = ", ".join(found.attrs["settings"]["properties"]), found.sizes[STRUCTURE]
     return (
-        f"{path}: {', '.join(found.attrs['settings']['properties'])} of {found.sizes[STRUCTURE]:,} structures "
-        f"({listed(counts)}){told}; {timing['evaluations'] / max(1, found.sizes[STRUCTURE]):.0f} evaluations per "
-        f"structure; {timing['seconds']:.1f} s, {timing['core_hours']:.4f} core-hours; the relaxed structures are in "
-        f"{graphs_path(path)}{followed}{warning}"
+        f"{redact_urls(str(path))}: {names} of {size:,} structures ({listed(counts)}){told}; "
+        f"{timing['evaluations'] / max(1, size):.0f} evaluations per structure; {timing['seconds']:.1f} s, "
+        f"{timing['core_hours']:.4f} core-hours; the relaxed structures are in {redact_urls(graphs_path(path))}"
+        f"{followed}{warning}"
     )
 
 
@@ -505,6 +507,6 @@ def _followed(found: xr.Dataset, path: str | Path) -> str:
     del words["not_followed"]
     if not sum(words.values()):
         return "; no imaginary mode to follow"
-    store = graphs_path(f"{str(path).rstrip('/').removesuffix('.zarr')}.followed")
+    store = redact_urls(graphs_path(f"{str(path).rstrip('/').removesuffix('.zarr')}.followed"))
     where = f"; the structures of lower energy are in {store}" if "followed_graphs" in found.attrs else ""
     return f"; imaginary modes followed: {listed(words)}{where}"

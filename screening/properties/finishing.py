@@ -36,6 +36,7 @@ class FinishTask:
         graphs: Folder of the parts of the graph store.
         folder: Folder of the parts that are written; each holds all arrays of one material.
         skip: Whether to skip the step, because it killed its worker.
+        given: The other results of the material, for workers that do not see the folders of the parts; None reads them.
     """
 
     number: int
@@ -48,6 +49,7 @@ class FinishTask:
     graphs: Path
     folder: Path
     skip: bool = False
+    given: tuple[Mapping[str, PartArray], Material] | None = None
 
     @property
     def key(self) -> PartKey:
@@ -62,11 +64,15 @@ class FinishTask:
         """Return the same task without the step."""
         return replace(self, skip=True)
 
+    def carried(self) -> FinishTask:
+        """The same task with the other results of the material, for workers that do not see their folders."""
+        return replace(self, given=(_rows_of(self), _material(self)))
+
 
 def finish_part(task: FinishTask) -> PartManifest:
     """Do the last step of the properties of one material: the body of a Dask task."""
     began = time.process_time()
-    rows = _rows_of(task)
+    rows = _rows_of(task) if task.given is None else dict(task.given[0])
     notes = []
     for one in task.properties:
         status = f"{one.name}_status"
@@ -123,6 +129,8 @@ def _own(one: Property, rows: Mapping[str, PartArray]) -> dict[str, Any]:
 
 
 def _material(task: FinishTask) -> Material:
+    if task.given is not None:
+        return task.given[1]
     arrays = {name: np.asarray(values) for name, values in read_part(task.graphs, task.source, _GRAPH_ARRAYS).items()}
     end = int(arrays["n_atoms"][: task.row + 1].sum())
     atoms = slice(end - int(arrays["n_atoms"][task.row]), end)

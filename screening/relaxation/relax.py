@@ -21,13 +21,15 @@ from ...export.runtime.dispersion import Dispersion, provenance_with, recorded, 
 from ...export.runtime.onnx_potential import OnnxPotential, check_cutoff, check_gradients, model_provenance
 from ...export.runtime.providers import CPU, device_kind, providers
 from ...pipeline.energy_schemes import NO_DISPERSION
-from ...pipeline.errors import ConfigError, EquiscreenError, OutputExistsError
+from ...pipeline.errors import EquiscreenError, OutputExistsError
 from ...pipeline.provenance import recorded_path
+from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.failure_policy import FailurePolicy
 from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
 from ...pipeline.runs.parts import PartManifest
 from ...pipeline.runs.staging import Staging
+from ...pipeline.runs.target import Target
 from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.store.row_sources import absolute
 from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE, TEXT, ArraySpec
@@ -85,7 +87,7 @@ def relax(
     Args:
         store: Path or URL of the graph store.
         model: ONNX file made by `export_onnx`, with energy, forces and stress.
-        out: Scores dataset to write.
+        out: Scores dataset to write: a path, or a URL, in which case the run works in the current folder.
         settings: Settings of the relaxation; None uses the defaults.
         dispersion: Dispersion correction that is added to the model: ``none``, ``d3`` or ``d3-atm``; see
             `export.runtime.dispersion`.
@@ -106,8 +108,7 @@ def relax(
             the graphs.
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: An output exists, or another run is writing it.
-        ConfigError: The limit is below 1, the output is a URL, or the dispersion correction cannot be added to the
-            model.
+        ConfigError: The limit is below 1, or the dispersion correction cannot be added to the model.
         EquiscreenError: The budget was spent before all structures were relaxed.
     """
     begin = time.monotonic()
@@ -153,8 +154,7 @@ class _RelaxPlan:
         dispersion: Name of the dispersion correction.
 
     Raises:
-        ConfigError: The limit is below 1, the output is a URL, or the dispersion correction cannot be added to the
-            model.
+        ConfigError: The limit is below 1, or the dispersion correction cannot be added to the model.
         ModelFileError: The model cannot be used, lacks energy, forces or stress, or its cutoff exceeds the cutoff of
             the graphs.
     """
@@ -173,11 +173,7 @@ class _RelaxPlan:
         self.dispersion = Dispersion.of(dispersion, {str(model): self.potential.metadata})
         self.size = structures_within(graphs, options.limit)
         self.out = str(out)
-        self.trajectories_out = Path(graphs_path(out).removesuffix(".graphs.zarr") + ".trajectories")
-        if "://" in self.out:
-            raise ConfigError(
-                f"{out}: a relaxation can be written only to local paths; write it there, then copy the two stores"
-            )
+        self.trajectories_out = Target.of(graphs_path(out).removesuffix(".graphs.zarr") + ".trajectories")
         self.spans = cut(graphs.n_edges[: self.size], PART_EDGES, PART_STRUCTURES)
         self.arrays = relaxed_arrays(settings)
         self.columns = carried_columns(graphs, self.arrays)
@@ -207,7 +203,8 @@ class _RelaxPlan:
         Raises:
             OutputExistsError: An output exists and may not be overwritten, or the run reads it.
         """
-        inputs = [Path(str(self.graphs.path).removeprefix("file://")), Path(self.model)]
+        paths = [str(path).removeprefix("file://") for path in (self.graphs.path, self.model)]
+        inputs = [Path(path) for path in paths if "://" not in path]
         self.relaxed_graphs.check_free(inputs, overwrite=overwrite, beside=[self.trajectories_out])
         if self.settings.trajectory and not _holds_trajectories(self.trajectories_out):
             raise OutputExistsError(
@@ -254,7 +251,7 @@ class _RelaxPlan:
         )
         # Retry a task alone before it is divided, since the trajectories of a divided task have other file names.
         policy = FailurePolicy(RelaxTask.split, RelaxTask.skipped, retry_alone=True)
-        return run.make_parts(relax_part, _until(deadline, tasks), policy)
+        return run.make_parts(relax_part, _until(deadline, tasks), policy, graphs=graphs, trajectories=trajectories)
 
     def check_all_done(self, manifests: Sequence[PartManifest], budget: float | None) -> None:
         """Check that all structures were relaxed before the budget was spent.
@@ -265,8 +262,8 @@ class _RelaxPlan:
         done = sum(manifest.counts["read"] for manifest in manifests)
         if done < self.size:
             raise EquiscreenError(
-                f"{self.out}: {done:,} of {self.size:,} structures are relaxed, and the budget of {budget:g} h is "
-                "spent; run the same command again to resume"
+                f"{redact_urls(self.out)}: {done:,} of {self.size:,} structures are relaxed, and the budget of "
+                f"{budget:g} h is spent; run the same command again to resume"
             )
 
     def publish_trajectories(self, staging: Staging, manifests: Sequence[PartManifest]) -> None:
@@ -279,11 +276,15 @@ class _RelaxPlan:
         for file in made.iterdir():
             if file.name not in wanted:  # left by a killed task; its structures are in another part
                 file.unlink()
-        if self.trajectories_out.exists():
+        place = self.trajectories_out.path
+        if place is None:
+            self.trajectories_out.upload_files(made)
+            return
+        if place.exists():
             if not any(made.iterdir()):
                 return  # an earlier run published them and was killed before it published the scores
-            shutil.rmtree(self.trajectories_out)
-        made.rename(self.trajectories_out)
+            shutil.rmtree(place)
+        made.rename(place)
 
     def attrs(
         self, graphs_hash: str, statuses: Mapping[str, int], remarks: Mapping[str, int], timing: Mapping[str, Any]
@@ -315,13 +316,12 @@ class _RelaxPlan:
         }
 
 
-def _holds_trajectories(path: Path) -> bool:
+def _holds_trajectories(target: Target) -> bool:
     """Return whether a folder is missing or holds nothing but trajectories."""
-    if not path.exists():
-        return True
-    return path.is_dir() and all(
-        re.fullmatch(r"(\.[0-9a-f]{32}|(\..*\.)?part-[0-9-]+)\.extxyz", file.name) for file in path.iterdir()
-    )
+    if target.path is not None and target.path.is_file():
+        return False
+    names = target.file_names()
+    return all(re.fullmatch(r"(\.[0-9a-f]{32}|(\..*\.)?part-[0-9-]+)\.extxyz", name) for name in names)
 
 
 def _timing(manifests: Sequence[PartManifest], size: int, seconds: float) -> dict[str, Any]:
@@ -377,9 +377,10 @@ def summary(relaxed: xr.Dataset, path: str | Path) -> str:
     )
     warning = "" if counts["ok"] else "\nwarning: no structure was relaxed; `status` and `status_note` give the reasons"
     return (
-        f"{path}: {relaxed.sizes[STRUCTURE]:,} structures ({listed(counts)}), {steps:.1f} "
+        f"{redact_urls(str(path))}: {relaxed.sizes[STRUCTURE]:,} structures ({listed(counts)}), {steps:.1f} "
         f"evaluations per structure; {timing['seconds']:.1f} s, {timing['structures_per_second']:,.2f} structures/s, "
-        f"{timing['core_hours']:.4f} core-hours; the relaxed structures are in {graphs_path(path)}{told}{warning}"
+        f"{timing['core_hours']:.4f} core-hours; the relaxed structures are in "
+        f"{redact_urls(graphs_path(path))}{told}{warning}"
     )
 
 

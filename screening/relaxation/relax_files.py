@@ -61,7 +61,7 @@ def relax_files(
         sources: Sources, as for `equiscreen.pipeline.featurize`; or one graph store, or one scores dataset, whose graph
             store is used.
         model: ONNX file with energy, forces and stress.
-        out: Scores dataset to write.
+        out: Scores dataset to write: a path or a URL.
         settings: Settings of the relaxation; None uses the defaults.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Read only the first `limit` records or, from a store, structures.

@@ -18,7 +18,7 @@ from ...pipeline.runs.target import Target
 from ...pipeline.sources.discovery import inputs_digest
 from ...pipeline.store.compaction import finish_store
 from ...pipeline.store.dedup import Dedup
-from ...pipeline.store.graph_store import GraphStore
+from ...pipeline.store.graph_store import GraphStore, location
 from ...pipeline.store.schema import GRAPH_SCHEMA
 from ...pipeline.store.tables import write_empty_tables
 from ...pipeline.store.writer import StoreRun
@@ -41,7 +41,8 @@ class RelaxedGraphs:
         name: Name of a further store of the same dataset, which holds other structures; part of its path.
 
     Attributes:
-        path: Path of the store.
+        path: Path or URL of the store.
+        target: The same place, to write to.
         digest: Digest of the identity; it marks the store as an output of this run.
     """
 
@@ -54,12 +55,13 @@ class RelaxedGraphs:
         limit: int | None,
         name: str = "",
     ) -> None:
-        self.path = Path(graphs_path(f"{out.rstrip('/').removesuffix('.zarr')}.{name}" if name else out))
+        self.path = location(graphs_path(f"{out.rstrip('/').removesuffix('.zarr')}.{name}" if name else out))
+        self.target = Target.of(self.path)
         self._name = name
         self._source, self._columns, self._limit = source, tuple(columns), limit
         self.digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()
 
-    def check_free(self, inputs: Iterable[Path], *, overwrite: bool, beside: Sequence[Path] = ()) -> None:
+    def check_free(self, inputs: Iterable[Path], *, overwrite: bool, beside: Sequence[Target] = ()) -> None:
         """Check that the outputs would not replace an input, or an output of another run.
 
         Args:
@@ -71,16 +73,19 @@ class RelaxedGraphs:
             OutputExistsError: An output exists and may not be overwritten, or the run reads it.
         """
         read = list(inputs)
-        for path in (self.path, *beside):
-            check_place(path.resolve(), read)
-            if path.is_symlink():
-                raise OutputExistsError(f"{path} is a symbolic link, so it is not overwritten; choose another --out")
-            if path.exists() and not overwrite and not self._is_from_this_run():
-                raise OutputExistsError(f"{path} already exists; choose another --out, or use --overwrite")
-        store = Target.of(str(self.path))
-        if store.exists() and not store.is_equiscreen_store():
+        for target in (self.target, *beside):
+            if target.path is not None:
+                check_place(target.path, read)
+                if Path(target.url).is_symlink():
+                    raise OutputExistsError(
+                        f"{target} is a symbolic link, so it is not overwritten; choose another --out"
+                    )
+            if target.exists() and not overwrite and not self._is_from_this_run():
+                raise OutputExistsError(f"{target} already exists; choose another --out, or use --overwrite")
+        if self.target.exists() and not self.target.is_equiscreen_store():
             raise OutputExistsError(
-                f"{store} already exists and is not an equiscreen store, so it is not overwritten; choose another --out"
+                f"{self.target} already exists and is not an equiscreen store, so it is not overwritten; choose "
+                "another --out"
             )
 
     def _is_from_this_run(self) -> bool:
@@ -127,9 +132,15 @@ class RelaxedGraphs:
         return finish_store(scratch, digests, attrs)
 
     def publish(self, staging: Staging) -> None:
-        """Move the store to its final path, replacing an older one."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        scratch = staging.work / f"{self._name}{GRAPHS}"
-        if scratch.exists() or not self._name:  # a further store may be empty, and is then not written
-            scratch.rename(self.path)
+        """Move the store to its final path, or upload it to its URL, replacing an older one.
+
+        A further store without structures is not written, and an older one is removed.
+        """
+        made = staging.work / f"{self._name}{GRAPHS}"
+        if self._name and not made.exists():
+            self.target.remove()
+        elif self.target.path is None:
+            self.target.upload(made)
+        else:
+            self.target.remove()
+            made.rename(self.target.path)

@@ -304,7 +304,7 @@ class _ScreenPlan:
         policy: FailurePolicy[CopyTask | ScreenTask] = FailurePolicy(
             lambda task: task.split(), lambda task: task.skipped()
         )
-        return run.make_parts(screen_part, self._tasks(run), policy, only_parts=True)
+        return run.make_parts(screen_part, self._tasks(run), policy)
 
     def _tasks(self, run: StoreRun) -> Iterator[CopyTask | ScreenTask]:
         """Yield the tasks of the parts that are missing."""

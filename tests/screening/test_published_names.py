@@ -194,7 +194,7 @@ def test_a_store_in_an_archive_is_recorded_without_its_folder(
             "--out",
             "s.zarr",
         ),
-        ("relax", "g.zarr", "--model", "m.onnx", "--out", "s3://KEY:SECRET@bucket/r.zarr"),
+        ("relax", "g.zarr", "--model", "https://me:SECRET@host/m.onnx?a=SECRET", "--out", "r.zarr"),
         ("select", "s.zarr", "--out", "s3://KEY:SECRET@bucket/best"),
         ("export", "https://me:SECRET@host/m.ckpt", "--out", "m.onnx"),
         ("train", "g.zarr", "--out", "gs://bucket/run?a=SECRET"),

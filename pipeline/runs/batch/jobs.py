@@ -40,6 +40,8 @@ SUBMIT_S = 120
 _POLL_S = 0.05
 _SILENT = logging.CRITICAL + 1
 _LONGEST_OUTPUT = 4_096  # bytes of a job's output that are searched for its last line
+# Temporary files that a cluster of dask-jobqueue 0.9 leaves to the garbage collector, which may never come to them.
+_CERTIFICATES = ("_job_ca_file", "_job_cert", "_job_key")
 _CLASSES = {
     BatchSystem.SLURM: "SLURMCluster",
     BatchSystem.PBS: "PBSCluster",
@@ -76,6 +78,7 @@ class BatchJobs:
         self._without: dict[str, float] = {}  # jobs that lost their workers, and when
         self._failed_starts, self._last_start, self._fruitless = 0, 0.0, 0
         self._states: Mapping[str, str] | None = None
+        self._asked: set[str] = set()  # IDs of the jobs that existed before the batch system was asked for the states
         self.cluster = new_cluster(system, settings)
         self._watching: asyncio.Task[None] | None = None
         self._end = asyncio.Event()
@@ -86,10 +89,15 @@ class BatchJobs:
             raise
 
     def close(self) -> None:
-        """Cancel the jobs and stop the scheduler."""
-        with suppress(TimeoutError):
-            self.cluster.sync(self._stop_watching)
-            self.cluster.close()
+        """Cancel the jobs, stop the scheduler and remove the certificates."""
+        try:
+            with suppress(TimeoutError):
+                self.cluster.sync(self._stop_watching)
+                self.cluster.close()
+        finally:
+            for name in _CERTIFICATES:
+                if (file := getattr(self.cluster, name, None)) is not None:
+                    file.close()
 
     def note_result(self) -> None:
         """Note that a task has ended, or that there were none to end."""
@@ -142,6 +150,7 @@ class BatchJobs:
     async def _watch(self) -> None:
         while not self._end.is_set():
             with suppress(OSError, RuntimeError, ValueError):  # the batch system may be restarting; look again later
+                self._asked = {job.job_id for job in self.cluster.workers.values()}
                 self._states = await _states(self.system)
                 await self._replace(self._ended())
             with suppress(TimeoutError):
@@ -171,7 +180,9 @@ class BatchJobs:
 
     def _has_ended(self, job: Any) -> bool:
         """Whether a job was rejected, or is known to have ended."""
-        return job.job_id is None or (self._states is not None and job.job_id not in self._states)
+        if job.job_id is None:
+            return True
+        return self._states is not None and job.job_id in self._asked and job.job_id not in self._states
 
     def _failure(self, job: Any) -> str:
         if job.error:

@@ -13,9 +13,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import ase.io
 import pytest
 import s3fs
-from equiscreen.pipeline import featurize
+from ase.db import connect as database
+from equiscreen.pipeline import GraphStore, featurize
 from equiscreen.screening import open_scores, screen
 from equiscreen.screening.scoring import screen as screening
 
@@ -107,8 +109,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., su
     hidden = tmp_path_factory.getbasetemp()
     with ExitStack() as stack:
 
-        def started(host: str, program: str, *words: str) -> subprocess.Popen[bytes]:
-            hide = f'mount -t tmpfs none "{hidden}" && cd / && exec "$@"'
+        def started(host: str, program: str, *words: str, before: str = "") -> subprocess.Popen[bytes]:
+            hide = f'{before} mount -t tmpfs none "{hidden}" && cd / && exec "$@"'
             inside = ["ip", "netns", "exec", host, "unshare", "--mount", "sh", "-c", hide, "sh"]
             command = [*inside, sys.executable, "-m", f"distributed.cli.{program}", *words]
             return stack.enter_context(running(command))
@@ -137,8 +139,9 @@ def start_scheduler(start: Callable[..., subprocess.Popen[bytes]]) -> subprocess
     return start(SCHEDULER, "dask_scheduler", "--host", HOSTS[SCHEDULER], "--port", "8786", "--no-dashboard")
 
 
-def start_worker(start: Callable[..., subprocess.Popen[bytes]], host: str) -> subprocess.Popen[bytes]:
-    return start(host, "dask_worker", ADDRESS, "--nthreads", "1", "--no-dashboard", "--host", HOSTS[host])
+def start_worker(start: Callable[..., subprocess.Popen[bytes]], host: str, before: str = "") -> subprocess.Popen[bytes]:
+    words = (ADDRESS, "--nthreads", "1", "--no-dashboard", "--host", HOSTS[host])
+    return start(host, "dask_worker", *words, before=before)
 
 
 def command(case: Case, source: str, out: str) -> subprocess.Popen[str]:
@@ -159,6 +162,23 @@ def wait_for_parts(case: Case, process: subprocess.Popen[str], count: int) -> No
             return
         time.sleep(0.05)
     raise AssertionError(f"the run ended, or made fewer than {count} parts: {process.communicate(timeout=1)}")
+
+
+def chain(case: Case, folder: str, scheduler: str) -> Iterator[tuple[str, ...]]:
+    """Commands from the files in the bucket to properties, with the outputs in a folder."""
+    graphs, relaxed, ranked, computed = (f"{folder}/{name}.zarr" for name in "grhp")
+    model, where = ("--model", str(case.model)), ("--scheduler", scheduler)
+    yield ("featurize", "s3://hosts/crystals", "--out", graphs, "--cutoff", str(CUTOFF), *where)
+    few_steps = ("--fmax", "1", "--smax", "10", "--max-steps", "5", "--trajectory")
+    yield ("relax", graphs, *model, "--out", relaxed, *few_steps, *where)
+    yield ("hull", relaxed, "--out", ranked)
+    yield ("properties", ranked, *model, "--out", computed, "--what", "eos", "--limit", "4", *where)
+
+
+def hashes(folder: str) -> list[str]:
+    """Hashes of all stores that `chain` writes."""
+    graphs = [GraphStore(f"{folder}/{name}.zarr").store_hash for name in ("g", "r.graphs", "p.graphs")]
+    return graphs + [str(open_scores(f"{folder}/{name}.zarr").attrs["store_hash"]) for name in "rhp"]
 
 
 def check_equal(case: Case, out: str) -> None:
@@ -188,8 +208,8 @@ def test_the_scheduler_is_restarted(case: Case, start: Callable[..., subprocess.
     kill(scheduler)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert err.startswith("equiscreen: the connection to the Dask scheduler was lost; restart the scheduler")
-    assert len(err.splitlines()) == 1
+    (line,) = (line for line in err.splitlines() if not line.startswith("screen: "))  # besides those on its progress
+    assert line.startswith("equiscreen: the connection to the Dask scheduler was lost; restart the scheduler")
     kill(worker)
     start_scheduler(start)
     start_worker(start, WORKERS[0])
@@ -202,16 +222,69 @@ def test_the_scheduler_is_restarted(case: Case, start: Callable[..., subprocess.
     check_equal(case, "s3://hosts/restarted.zarr")
 
 
-def test_a_store_that_only_the_client_sees_is_named_with_the_worker(
-    case: Case, start: Callable[..., subprocess.Popen[bytes]]
+def test_every_step_runs_without_a_common_folder(
+    case: Case, bucket: s3fs.S3FileSystem, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """Workers read files and stores themselves, or get them with their task, and send back what they write."""
+    images = ase.io.read(write_extxyz(case.folder / "images.extxyz", 12, seed=48), ":")
+    ase.io.write(case.folder / "one.cif", images[0])  # which a worker opens
+    ase.io.write(case.folder / "some.extxyz", images[1:9])  # which this host divides
+    with database(case.folder / "rows.db") as rows:  # which a worker downloads
+        for image in images[9:]:
+            rows.write(image)
+    for name in ("one.cif", "some.extxyz", "rows.db"):
+        bucket.put(str(case.folder / name), f"hosts/crystals/{name}")
+    start_scheduler(start)
+    for host in WORKERS[:2]:
+        start_worker(start, host)
+    (case.folder / "here").mkdir()
+    for folder, scheduler in (("here", "threads"), ("s3://hosts/there", ADDRESS)):
+        for words in chain(case, folder, scheduler):
+            done = subprocess.run(
+                [sys.executable, "-m", "equiscreen", *words],
+                cwd=case.folder,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+    assert hashes("s3://hosts/there") == hashes(str(case.folder / "here"))
+    trajectories = sorted((case.folder / "here" / "r.trajectories").iterdir())
+    assert [bucket.cat_file(f"hosts/there/r.trajectories/{file.name}") for file in trajectories] == [
+        file.read_bytes() for file in trajectories
+    ]
+    assert not list(case.folder.glob("*.partial"))
+
+
+def test_a_worker_without_credentials_is_named(case: Case, start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    start_scheduler(start)
+    start_worker(start, WORKERS[0], before="unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY;")
+    process = command(case, "s3://hosts/g.zarr", "s3://hosts/none.zarr")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    (line,) = err.splitlines()
+    assert line.startswith("equiscreen: s3://hosts/g.zarr cannot be read on ")
+    assert f"by worker tcp://{HOSTS[WORKERS[0]]}:" in line
+    assert "credentials" in line
+    for left in case.folder.glob("*.partial"):
+        shutil.rmtree(left)
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "told"),
+    [("g.zarr", "s3://hosts/local.zarr", "g.zarr"), ("s3://hosts/g.zarr", "l.zarr", "l.zarr.partial/")],
+)
+def test_a_folder_that_only_the_client_sees_is_named_with_the_worker(
+    case: Case, start: Callable[..., subprocess.Popen[bytes]], source: str, out: str, told: str
 ) -> None:
     start_scheduler(start)
     start_worker(start, WORKERS[0])
-    process = command(case, str(case.folder / "g.zarr"), "s3://hosts/local.zarr")
+    process = command(case, source, out)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert len(err.splitlines()) == 1
-    assert f"{case.folder / 'g.zarr'} was not found on " in err
-    assert f"by worker tcp://{HOSTS[WORKERS[0]]}:" in err
+    (line,) = err.splitlines()
+    assert line.startswith(f"equiscreen: {case.folder / told}")
+    assert " was not found on " in line
+    assert f"by worker tcp://{HOSTS[WORKERS[0]]}:" in line
     for left in case.folder.glob("*.partial"):
         shutil.rmtree(left)
