@@ -314,7 +314,7 @@ def _root(name: str) -> str:
 
 
 def _copy(target: Place, files: Sequence[_File], there: Mapping[str, int], progress: bool | None) -> dict[str, _Copied]:
-    """Copy the files that are not there yet; those that may differ from an earlier run are always copied, at the end."""
+    """Copy files that are not there yet; those that may differ from an earlier run are always copied, at the end."""
 
     def copy(file: _File) -> _Copied:
         with file.store.file(file.source) as path:
