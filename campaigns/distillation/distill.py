@@ -124,7 +124,7 @@ def distill(
     chosen, named, folder = settings or DistillSettings(), path_names(sources), Path(out)
     model = model_file(teacher, progress=shows_progress(progress), note=note)
     potential = OnnxPotential.load(model, threads=1)
-    check_gradients(potential, model, "distillation needs a teacher that predicts")
+    check_gradients(potential, model, "a distillation needs")
     if scheduler in (None, IN_PROCESS):
         providers(device)  # workers on other machines have other devices
     config = _config(chosen, potential)

@@ -32,6 +32,13 @@ class Subset:
 class DistillReport:
     """What a distillation has made, and how the student compares with its teacher.
 
+    Example:
+        >>> from equiscreen.campaigns import DistillSettings, distill
+        >>> settings = DistillSettings(config="quick.yaml")
+        >>> report = distill("candidates.zarr", "student", "model.onnx", settings, scheduler="threads")
+        >>> report.energy_scheme, report.label_statuses
+        ('own', {'ok': 36})
+
     Attributes:
         model: ONNX file of the student.
         teacher, teacher_sha256: Name of the teacher, and SHA-256 of its file.
