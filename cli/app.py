@@ -19,7 +19,7 @@ from .. import __version__
 from ..pipeline.errors import DISK_FULL, EquiscreenError, detail
 from ..pipeline.memory import is_out_of_memory
 from ..pipeline.redaction import redact_text
-from .campaigns import rank, references
+from .campaigns import distill, rank, references
 from .demo import demo
 from .export import export
 from .info import info
@@ -69,7 +69,14 @@ _TRACEBACK = "EQUISCREEN_TRACEBACK"
 _VERBS: dict[str, dict[str, Callable[..., None]]] = {
     "The whole job": {"rank": rank, "demo": demo},
     "Structures": {"generate": generate, "featurize": featurize, "merge": merge},
-    "Models": {"models": models, "train": train, "refit": refit, "import": import_, "export": export},
+    "Models": {
+        "models": models,
+        "train": train,
+        "distill": distill,
+        "refit": refit,
+        "import": import_,
+        "export": export,
+    },
     "Screening": {
         "screen": screen,
         "relax": relax,

@@ -1,4 +1,4 @@
-"""The commands for whole campaigns: `rank` and `references`."""
+"""The commands for whole campaigns: `rank`, `references` and `distill`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..campaigns.distillation.settings import HoldOutBy
+from .models import MODEL_HELP
 from .options import Device, Dispersion, Estimate, Limit, Overwrite, References, Scheduler, Scheme, Within
 from .terminal.account import account, shows_progress, tell
 from .terminal.interruption import resumable
@@ -204,3 +206,126 @@ def references(
             progress=shows_progress(),
         )
     account(fetched.summary(out), fetched, path=out)
+
+
+def distill(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE",
+            help="Crystals of the chemistry that you want to screen: a graph store (G.zarr), structure files in any "
+            "format that `equiscreen featurize` reads, or a scores dataset, whose structures are used.",
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder to write; the model is student.onnx in it. To resume, run the same command again.",
+        ),
+    ],
+    teacher: Annotated[str, typer.Option(help=f"Model that labels the structures. {MODEL_HELP}")] = "7net-0",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="small|medium|large",
+            help="Preset of the student's network; docs/training.md lists what each costs.",
+            show_default="small, or that of --config",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file with further settings of the student, as for `equiscreen train`; without `training.split`.",
+            show_default="all keys have their default values",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Number of epochs.", show_default="200, or that of --config")
+    ] = None,
+    cutoff: Annotated[
+        float | None,
+        typer.Option(
+            help="Cutoff of the student, angstrom, at most that of the graph store. A smaller cutoff makes a faster, "
+            "less accurate student.",
+            show_default="the teacher's",
+        ),
+    ] = None,
+    crystals: Annotated[
+        int | None,
+        typer.Option(min=1, help="Use only this many crystals, chosen at random.", show_default="all"),
+    ] = None,
+    variants: Annotated[int, typer.Option(min=0, help="Number of rattled and strained copies of each crystal.")] = 8,
+    rattle: Annotated[
+        float, typer.Option(help="Largest standard deviation of the displacements in a copy, angstrom.")
+    ] = 0.1,
+    strain: Annotated[float, typer.Option(help="Largest component of the strain of the cell of a copy.")] = 0.05,
+    frames: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Also relax each crystal with the teacher for up to 25 steps, and use this many of the steps; worth "
+            "its time if the candidates are far from their minima.",
+        ),
+    ] = 0,
+    hold_out: Annotated[
+        float,
+        typer.Option(
+            help="Fraction of the structures to hold out for the comparison, in whole crystals; as many more choose "
+            "the best epoch."
+        ),
+    ] = 0.1,
+    hold_out_by: Annotated[
+        HoldOutBy,
+        typer.Option(
+            help="What a held-out crystal may not share with those trained on: its `composition`, or only its "
+            "`structure`, for polymorphs of a few compositions."
+        ),
+    ] = HoldOutBy.COMPOSITION,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Random seed of the choice of crystals, the copies and the hold-out.")
+    ] = 0,
+    device: Device = "cpu",
+    scheduler: Scheduler = None,
+    overwrite: Annotated[bool, typer.Option(help="Delete the distillation in --out and start again.")] = False,
+) -> None:
+    """Distill a large model into a small, fast one.
+
+    Copies of the crystals are rattled and strained, and the teacher labels them with energies, forces and stresses on
+    Dask workers. A small network, the student, is trained on these labels and exported. Whole crystals are held out
+    with all their copies, and the printed errors and speed compare the student with the teacher on them; they say
+    nothing about other chemistries, nor about the error of the teacher itself. Crystals with elements that the teacher
+    does not cover stay in the labelled store (labelled.zarr) without labels. The student follows the energy scheme of
+    its teacher, so the same references apply to both, and `equiscreen info student/student.onnx` names the teacher. Use
+    it as `--fast` in `equiscreen cascade`, where the teacher decides. `pip install 'equiscreen[rank,train]'` installs
+    everything this command needs.
+
+    \b
+    Example:
+        equiscreen distill candidates.zarr --teacher 7net-0 --preset small --out student
+    """
+    from ..campaigns.distillation.distill import distill as run
+    from ..campaigns.distillation.settings import DistillSettings, VariantSettings
+
+    settings = DistillSettings(
+        VariantSettings(variants, rattle, strain, frames, seed),
+        crystals,
+        preset,
+        config,
+        epochs,
+        cutoff,
+        hold_out,
+        hold_out_by,
+    )
+    with resumable():
+        report = run(
+            sources,
+            out,
+            teacher,
+            settings,
+            device=device,
+            scheduler=scheduler,
+            overwrite=overwrite,
+            progress=shows_progress(),
+            note=tell,
+        )
+    account(report)

@@ -44,7 +44,8 @@ class ModelCard:
         calibration: Root mean square of the ratio of error to spread, by output, for an ensemble; 1 means that the
             spread is well calibrated.
         origin: Provenance of imported weights: file and, if known, name, fidelity, functional, training data, licence
-            and citation. For refitted reference energies, also the stores that they were fitted to.
+            and citation. For refitted reference energies, also the stores that they were fitted to. For a network that
+            learned the predictions of another model, see `pipeline.store.labelling_model.LabellingModel.of_student`.
     """
 
     symmetry: str = "o3"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -26,7 +25,6 @@ from ..pipeline.runs.target import ROOT_FILE
 from ..pipeline.sources.discovery import Paths, path_names
 from ..pipeline.store.checksums import write_root_attributes
 from ..pipeline.store.graph_store import GraphStore, open_root
-from ..pipeline.store.writer import InputStore
 from .candidate_graphs import prepare_graphs
 from .convex_hull.energies import check_without_dispersion
 from .convex_hull.hull import hull
@@ -34,7 +32,7 @@ from .convex_hull.reference_files import content_version, is_dataset
 from .dataset.paths import graphs_path
 from .dataset.reader import ScoresReader
 from .dataset.scores import SCORES_SCHEMA, open_scores
-from .dataset.subset import GraphSubset
+from .dataset.subset import write_graph_subset
 from .relaxation.batched import RelaxSettings
 from .relaxation.relax import relax
 from .relaxation.relax_files import candidates_path
@@ -61,7 +59,6 @@ _FOLDER = StepsFolder(
     },
 )
 CONFIDENCE = 0.95
-_BATCH = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +219,7 @@ def cascade(
             hull(folder / FAST, first, folder / FAST_HULL, scheme=scheme, store=store, progress=progress)
         kept, rejected = _divided(ScoresReader(folder / FAST_HULL, store), chosen.keep_below)
         if not (folder / CHOSEN).exists():
-            _write_chosen(folder, graphs, np.concatenate([kept, _audited(rejected, chosen)]))
+            write_graph_subset(folder / CHOSEN, graphs, np.concatenate([kept, _audited(rejected, chosen)]))
         if not (folder / ACCURATE).exists():
             if chosen.relax:
                 relax(folder / CHOSEN, accurate, folder / ACCURATE, relaxation, budget=budget, **common)
@@ -328,20 +325,6 @@ def _above(rows: ScoresReader) -> NDArray[np.float64]:
         for start, stop in rows.chunks()
     ]
     return np.concatenate(out).astype(np.float64)
-
-
-def _write_chosen(folder: Path, graphs: GraphStore, rows: NDArray[np.int64]) -> None:
-    """Write the structures that the accurate model evaluates, as a graph store."""
-    parts, scratch = folder / "chosen.parts", folder / "chosen.partial"
-    for place in (parts, scratch):
-        shutil.rmtree(place, ignore_errors=True)
-    subset = GraphSubset(parts, scratch, graphs, folder / CHOSEN)
-    for start in range(0, len(rows), _BATCH):
-        subset.write(rows[start : start + _BATCH])
-    subset.finish(len(rows))
-    InputStore.of(graphs).check_unchanged()
-    scratch.rename(folder / CHOSEN)
-    shutil.rmtree(parts)
 
 
 def _annotate(path: Path, screened: int, kept: int, rejected: int, settings: CascadeSettings) -> None:

@@ -14,7 +14,7 @@ from ...pipeline.errors import ModelFileError
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.graphs.potential import SPREAD, Evaluation, OutputSpec, with_spread
 from .metadata import ModelMetadata
-from .onnx_potential import OnnxPotential, model_provenance
+from .onnx_potential import TEACHER, OnnxPotential, model_provenance
 
 MEMBERS_ARRAY, MEMBER = "energy_members", "member"
 
@@ -111,8 +111,10 @@ class Ensemble:
         each = [model_provenance(name, member) for name, member in zip(self.names, self.members, strict=True)]
         if len(each) == 1:
             return each[0]
+        bases = {member.metadata.energy_basis for member in self.members}
         return {
-            **each[0],
+            **{name: value for name, value in each[0].items() if name not in TEACHER},
+            **({"energy_basis": bases.pop()} if len(bases) == 1 else {}),
             "path": ", ".join(model["path"] for model in each),
             "sha256": self.sha256,
             "weights_sha256": _joined([member.metadata.weights_sha256 for member in self.members]),

@@ -45,7 +45,8 @@ class ModelMetadata:
         limits: Largest `parity` and `laws` that an export accepts, by output and unit.
         probes: ``structures`` is the number of structures on which `laws` was measured; ``forces eV/angstrom`` is the
             largest force on an atom in the measurements of `laws` and `parity`.
-        origin: Origin of imported weights and of refitted reference energies; see `model.checkpoint.ModelCard`.
+        origin: Origin of imported weights, of refitted reference energies and of distilled networks; see
+            `model.checkpoint.ModelCard`.
         minimum_distances: Smallest distance of each pair of elements in the training data (angstrom), such as
             ``{"Na-Cl": 2.4}``; pairs that are never neighbours within the cutoff are absent. None if the training data
             are unknown, as for imported weights.
@@ -74,6 +75,11 @@ class ModelMetadata:
     origin: Mapping[str, str] = field(default_factory=dict)
     minimum_distances: Mapping[str, float] | None = None
     schema: str = ONNX_SCHEMA
+
+    @property
+    def energy_basis(self) -> str:
+        """SHA-256 of the weights that define the zero of energy of the scheme ``own``: the teacher's, if distilled."""
+        return self.origin.get("energy_basis", self.weights_sha256)
 
     def to_props(self) -> dict[str, str]:
         """Return the metadata as strings, each a JSON value."""

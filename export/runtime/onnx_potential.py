@@ -23,6 +23,9 @@ from .file_validation import check_model_bytes
 from .metadata import ModelMetadata
 from .providers import CPU, check_providers, providers
 
+# Entries of a model's origin that identify the teacher of a distilled network; see `LabellingModel.of_student`.
+TEACHER = ("distilled_from", "teacher_sha256", "energy_basis")
+
 
 class OnnxPotential:
     """An exported model, loaded for evaluation.
@@ -222,6 +225,7 @@ def check_gradients(potential: OnnxPotential, model: str | Path, needed_by: str)
 
 def model_provenance(model: str | Path, potential: OnnxPotential) -> dict[str, Any]:
     """Describe the model that results come from, for the attributes of a dataset: by name and hash, not by folder."""
+    distilled = {name: potential.metadata.origin[name] for name in TEACHER if name in potential.metadata.origin}
     return {
         "path": Path(model).name,
         "sha256": potential.sha256,
@@ -230,4 +234,5 @@ def model_provenance(model: str | Path, potential: OnnxPotential) -> dict[str, A
         "symmetry": potential.metadata.symmetry,
         "members": potential.metadata.members,
         "cutoff": potential.cutoff,
+        **distilled,
     }

@@ -128,7 +128,8 @@ def refit_references(
     # Errors of energies that were measured earlier do not apply to the new reference energies.
     validation = {name: error for name, error in card.validation.items() if not name.startswith(f"{ENERGY} ")}
     fitted_to = ", ".join(f"{redact_urls(str(store.path))} ({store.store_hash})" for store in graphs)
-    origin = {**card.origin, "reference_energies": f"fitted to {fitted_to}"}
+    known = {name: text for name, text in card.origin.items() if name != "energy_basis"}  # no longer a teacher's
+    origin = {**known, "reference_energies": f"fitted to {fitted_to}"}
     card = replace(card, energy_scheme=energy_scheme, validation=validation, test={}, origin=origin)
     target.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(target, network, card)

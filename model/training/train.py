@@ -14,9 +14,11 @@ import lightning
 import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from ...pipeline.energy_schemes import OWN
 from ...pipeline.errors import ConfigError, EquiscreenError
 from ...pipeline.runs.progress import shows_progress
 from ...pipeline.store.graph_store import GraphStore, check_unchanged
+from ...pipeline.store.labelling_model import LabellingModel
 from ...pipeline.store.row_sources import absolute
 from ...pipeline.store.schema import GRAPH_SCHEMA
 from ..checkpoint import MODEL_FILE, ModelCard, find_checkpoints, save_checkpoint
@@ -223,8 +225,11 @@ def _train(graphs: list[GraphStore], folder: Path, recipe: Recipe, *, progress: 
     _draw(folder, found, units)
     network.cpu()
     so3 = config.network.symmetry == "so3"
+    teacher = LabellingModel.of_stores(graphs)
     card = ModelCard(
         symmetry="so3" if so3 else "o3",
+        energy_scheme=OWN if teacher is None else teacher.energy_scheme,
+        origin={} if teacher is None else teacher.of_student(),
         training_data=" ".join(filter(None, (*recipe.hashes, recipe.replay_hash))),
         validation=mae_by_name(found["validation"]),
         test=mae_by_name(found.get("test", {})),

@@ -69,6 +69,8 @@ class ScoredEnergies(ScoresReader):
     Attributes:
         scheme: Energy scheme of the model or, for labels, of the labels.
         model: Hash of the model's weights; empty if the dataset does not record one.
+        basis: Hash of the weights that define the zero of energy of the scheme ``own``: those of the model or, if the
+            model was distilled, those of its teacher.
         relaxed: Whether the structures were relaxed; true for labels, which are assumed to come from relaxed
             structures.
 
@@ -89,6 +91,7 @@ class ScoredEnergies(ScoresReader):
         model = self.attrs.get("model", {})
         self.scheme = str(model.get("energy_scheme", OWN))
         self.model = str(model.get("weights_sha256") or model.get("sha256") or "")
+        self.basis = str(model.get("energy_basis") or self.model)
         self.relaxed = self.attrs.get("kind") in {*RELAXED, LABELLED}
         meanings = self.meanings(self.energy_status)
         self._usable, self._reliable = (

@@ -153,7 +153,7 @@ def _read_dataset(
             "them"
         )
     check_same_basis(candidates.scheme, rows.scheme, path)
-    if without_dispersion(rows.scheme) == OWN and rows.model != candidates.model and settings.assumed != OWN:
+    if without_dispersion(rows.scheme) == OWN and rows.basis != candidates.basis and settings.assumed != OWN:
         raise ConfigError(
             f"{path}: these energies come from another model, and each model has a scheme of its own; use --scheme own "
             "if both models were trained on the same energies"

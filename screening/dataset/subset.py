@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,11 @@ from ...pipeline.runs.parts import PartArray, PartKey, PartManifest, write_part
 from ...pipeline.store.compaction import START_ARRAYS, finish_store, write_shards
 from ...pipeline.store.graph_store import GraphStore
 from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE, TEXT, ArraySpec
-from ...pipeline.store.tables import (
-    write_empty_tables,
-)
+from ...pipeline.store.tables import write_empty_tables
 from ...pipeline.store.writer import concatenation
 from .reader import read_structures
 
+_BATCH = 512  # structures read at a time
 _DIM_COUNTS = {ATOM: "n_atoms", EDGE: "n_edges"}
 
 
@@ -104,3 +104,27 @@ class GraphSubset:
         found = self._subset.finish({**attrs, "recipe": recipe, "selected_from": source, "counts": counts})
         write_empty_tables(self._subset.store)
         return found
+
+
+def write_graph_subset(out: Path, graphs: GraphStore, rows: NDArray[np.int64]) -> None:
+    """Write selected structures of a graph store as a graph store, which appears under its name when it is complete.
+
+    Args:
+        out: Graph store to write, such as ``chosen.zarr``; ``chosen.parts`` and ``chosen.partial`` beside it are
+            scratch folders.
+        graphs: Graph store that the structures come from.
+        rows: int64[n], rows of the structures, in any order.
+
+    Raises:
+        StoreError: The graph store is damaged, or changed meanwhile.
+    """
+    parts, scratch = out.with_suffix(".parts"), out.with_suffix(".partial")
+    for place in (parts, scratch):
+        shutil.rmtree(place, ignore_errors=True)
+    subset = GraphSubset(parts, scratch, graphs, out)
+    for start in range(0, len(rows), _BATCH):
+        subset.write(rows[start : start + _BATCH])
+    subset.finish(len(rows))
+    graphs.check_unchanged()
+    scratch.rename(out)
+    shutil.rmtree(parts)

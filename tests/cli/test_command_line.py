@@ -202,7 +202,7 @@ def test_a_models_cutoff_is_taken(folder: Path, exported: Callable[[str], Path])
 VERBS = [
     *("demo", "generate", "featurize", "merge", "train", "refit", "import", "export", "screen"),
     *("info", "relax", "hull", "cascade", "select", "report", "rank", "models", "references", "properties"),
-    *("publish", "crate", "serve"),
+    *("publish", "crate", "serve", "distill"),
 ]
 
 

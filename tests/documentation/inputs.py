@@ -276,6 +276,7 @@ GIVEN: dict[str, dict[str, Maker]] = {
         "old_test.extxyz": partial(write_small_calculations, chosen=range(40, 44), labelled=False),
     },
     "dask.md": _CANDIDATES,
+    "distill.md": {"candidates": partial(write_cifs, count=12)},
     "dft_handoff.md": _MINE,
     "custom_head.md": {
         **_CANDIDATES,

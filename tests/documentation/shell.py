@@ -38,7 +38,7 @@ with socket.socket(socket.AF_UNIX) as server:
     server.shutdown(socket.SHUT_WR)
     sys.exit(int(server.recv(8) or 70))
 """
-_VERBS_WITH_WORKERS = frozenset({"featurize", "merge", "screen", "relax", "cascade", "rank", "properties"})
+_VERBS_WITH_WORKERS = frozenset({"featurize", "merge", "screen", "relax", "cascade", "rank", "properties", "distill"})
 _POLL_S = 0.02
 
 
