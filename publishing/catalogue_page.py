@@ -10,6 +10,7 @@ from ..pipeline.store.schema import TEXT
 from ..screening.dataset.parquet import as_words
 from ..screening.dataset.reader import ScoresReader, flag_meanings
 from .catalogue import CATALOGUE_FILE, CHECKSUMS_FILE, GRAPHS, RANKING, REPORT_FILE, SCORES, Catalogue
+from .crate_metadata import CRATE_FILE
 from .html_page import html_page, html_table
 
 _BEST, _COLUMNS = 20, 10
@@ -33,8 +34,8 @@ def catalogue_page(catalogue: Catalogue, best: ScoresReader | None, *, report: b
         f"{count:,} {word.replace('_', ' ')}" for word, count in catalogue.status_counts.items() if count
     )
     sections = [
-        f"<p>{catalogue.rows:,} structures{escape(f' ({counts})' if counts else '')}. Published "
-        f"{escape(catalogue.created)} with {escape(catalogue.software)}.</p>"
+        f"<p>{catalogue.rows:,} structures{escape(f' ({counts})' if counts else '')}. Published on "
+        f"{escape(catalogue.created[:10])} with {escape(catalogue.software)}.</p>"
     ]
     if report:
         sections.append(f'<p><a href="{REPORT_FILE}">Report with pictures and charts</a></p>')
@@ -67,12 +68,21 @@ def _table(best: ScoresReader) -> str:
 
 def _files(catalogue: Catalogue) -> str:
     rows: list[tuple[object, ...]] = [
-        (name, _HOLDS[name], f"{store.size / 1e6:,.1f} MB", store.store_hash[:16])
-        for name, store in catalogue.stores.items()
+        (name, _HOLDS[name], _size(store.size), store.store_hash[:16]) for name, store in catalogue.stores.items()
     ]
-    rows.append((CATALOGUE_FILE, "this page for programs", "", ""))
-    rows.append((CHECKSUMS_FILE, "SHA-256 of all other files except the catalogue, for `sha256sum --check`", "", ""))
-    return html_table(("file", "holds", "size", "hash of its content"), rows)
+    files = {
+        CATALOGUE_FILE: "this page for programs",
+        CRATE_FILE: "this page for archives, an RO-Crate",
+        CHECKSUMS_FILE: "SHA-256 of all other files except the catalogue, for sha256sum --check",
+    }
+    rows += [(name, holds, "", "") for name, holds in files.items()]
+    links = [*(None for _ in catalogue.stores), *files]
+    return html_table(("file", "holds", "size", "hash of its content"), rows, links)
+
+
+def _size(size: int) -> str:
+    """Return the size of a store with its unit; the space in it does not break."""
+    return f"{size / 1e6:,.1f}\N{NO-BREAK SPACE}MB" if size >= 1e5 else f"{size / 1e3:,.1f}\N{NO-BREAK SPACE}kB"
 
 
 def _code(catalogue: Catalogue) -> str:

@@ -10,17 +10,20 @@ from ..pipeline.plain_text import one_line
 
 # A browser that reads this refuses to run or fetch anything, whatever the ids of structures contain.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'"
+# Longest name of a column, in characters, that stays on one line.
+_LONG_NAME = 14
 _STYLE = """
 :root{color-scheme:light dark}
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#1b1f24;background:#fff}
 h1{font-size:1.5rem}body{overflow-wrap:break-word}h2{font-size:1.15rem;margin-top:2rem}a{color:#2347a8}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #d8dee4}
-th{vertical-align:bottom}th a{color:inherit}td:first-child{min-width:6rem;overflow-wrap:anywhere}
+th{vertical-align:bottom}th a{color:inherit}td:first-child:not(.n){min-width:9rem;overflow-wrap:anywhere}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td.n{white-space:nowrap}.wide{overflow-x:auto}
-form{display:grid;grid-template-columns:repeat(auto-fit,minmax(10rem,1fr));gap:.6rem}label{font-size:.85rem}
+form{display:grid;grid-template-columns:repeat(4,minmax(0,1fr));gap:.6rem}label{font-size:.85rem}
 label{display:flex;flex-direction:column;justify-content:flex-end}label.long{grid-column:1/-1}
 input,button{font:inherit;width:100%;box-sizing:border-box;padding:.2rem .4rem}
 pre{background:#f4f6f8;padding:.8rem;overflow-x:auto}
+@media(max-width:48rem){form{grid-template-columns:repeat(2,minmax(0,1fr))}}
 @media(prefers-color-scheme:dark){body{color:#e6e8eb;background:#16191d}a{color:#9db7ff}
 th,td{border-color:#3a4149}pre{background:#22262b}}
 """
@@ -57,8 +60,10 @@ class Heading:
     order: str = ""
 
     def html(self, *, number: bool) -> str:
-        """Return the cell of the heading; the text may be broken after each underscore."""
-        text = escape(self.text).replace("_", "_<wbr>")
+        """Return the cell of the heading; a long name may be broken after each underscore."""
+        text = escape(self.text)
+        if len(self.text.split(" ", maxsplit=1)[0]) > _LONG_NAME:
+            text = text.replace("_", "_<wbr>")
         text += {"ascending": " \u25b2", "descending": " \u25bc"}.get(self.order, "")
         if self.address:
             text = f'<a href="{escape(self.address)}">{text}</a>'

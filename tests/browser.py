@@ -79,8 +79,8 @@ class Page:
 
     def column(self, number: int) -> list[str]:
         """Texts of the cells of a column of the first table, from 1."""
-        cells = json.dumps(f"table:first-of-type tbody td:nth-child({number})")
-        found: list[str] = self.evaluate(f"[...document.querySelectorAll({cells})].map(one => one.textContent)")
+        cells = f"document.querySelector('table').querySelectorAll('tbody td:nth-child({number})')"
+        found: list[str] = self.evaluate(f"[...{cells}].map(one => one.textContent)")
         return found
 
     def resize(self, width: int, height: int = 900) -> None:

@@ -94,7 +94,8 @@ def routes_page(title: str, openapi: Mapping[str, Any]) -> str:
         openapi: The OpenAPI document of the server.
     """
     body = '<p>Also as an <a href="openapi.json">OpenAPI document</a>. <a href="./">Browse the structures</a></p>'
-    for path, methods in openapi["paths"].items():
+    # The routes of xpublish, which describe the dataset to programs, come last.
+    for path, methods in sorted(openapi["paths"].items(), key=lambda route: route[0].startswith("/dataset")):
         for method, facts in methods.items():
             body += (
                 f"<h2>{escape(method.upper())} {escape(path)}</h2><p>{escape(str(facts.get('description', '')))}</p>"

@@ -6,6 +6,7 @@ import http.client
 import http.server
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from equiscreen.publishing.catalogue import SCORES
 from ..local_servers import HOST, s3_environment, s3_server
 from .datasets import write_dataset
 
-COUNT, PLACE = 20, "s3://public/alloys"
+COUNT = 20
 BUSY, FORGOTTEN = (503, "SlowDown"), (403, "InvalidAccessKeyId")
 # Answer to a request, given its number, method and path: status and error code; None for that of the store.
 Plan = Callable[[int, str], tuple[int, str] | None]
@@ -49,11 +50,13 @@ class Gateway:
     Attributes:
         plan: Decides about each request.
         requests: Number of requests so far.
+        bucket: URL of an empty bucket.
     """
 
     def __init__(self, store: str) -> None:
         self.plan: Plan = healthy
         self.requests = 0
+        self.bucket = f"s3://{uuid.uuid4().hex}"  # the stores of one process share their buckets
         gateway, netloc, counting = self, urlsplit(store).netloc, threading.Lock()
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -123,7 +126,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
         gateway_to(store) as found,
         s3_environment(f"http://{HOST}:{found.server.server_port}", monkeypatch) as files,
     ):
-        files.mkdir("public")
+        files.mkdir(found.bucket)
         yield found
 
 
@@ -141,13 +144,15 @@ def forgets_after(count: int, gateway: Gateway) -> Plan:
 
 @pytest.mark.slow
 def test_a_slow_store_is_waited_for(dataset: Path, gateway: Gateway) -> None:
+    place = f"{gateway.bucket}/alloys"
     gateway.plan = slow
-    publish(dataset, PLACE, report=False)
-    assert open_catalogue(PLACE).content.rows == COUNT
+    publish(dataset, place, report=False)
+    assert open_catalogue(place).content.rows == COUNT
 
 
 @pytest.mark.slow
 def test_a_busy_store_is_asked_again(dataset: Path, gateway: Gateway) -> None:
+    place = f"{gateway.bucket}/alloys"
     asked: set[str] = set()
 
     def busy_at_first(_: int, request: str) -> tuple[int, str] | None:
@@ -156,46 +161,48 @@ def test_a_busy_store_is_asked_again(dataset: Path, gateway: Gateway) -> None:
         return BUSY if new else None
 
     gateway.plan = busy_at_first
-    publish(dataset, PLACE, report=False)
-    assert open_catalogue(PLACE).content.rows == COUNT
+    publish(dataset, place, report=False)
+    assert open_catalogue(place).content.rows == COUNT
 
 
 @pytest.mark.slow
 def test_a_store_that_stays_busy_or_silent_is_reported(dataset: Path, gateway: Gateway, tmp_path: Path) -> None:
-    publish(dataset, PLACE, report=False)
+    place = f"{gateway.bucket}/alloys"
+    publish(dataset, place, report=False)
     for plan in (busy, silent):
         s3fs.S3FileSystem.clear_instance_cache()
         gateway.plan = plan
-        with pytest.raises(OutputExistsError, match=r"s3://public/other cannot be written") as target:
-            publish(dataset, "s3://public/other", report=False)
-        with pytest.raises(StoreError, match=r"s3://public/alloys/catalogue\.json cannot be read") as catalogue:
-            open_catalogue(PLACE)
-        with pytest.raises(StoreError, match=r"s3://public/alloys/scores\.zarr cannot be opened") as source:
-            publish(f"{PLACE}/{SCORES}", tmp_path / "public", report=False)
+        with pytest.raises(OutputExistsError, match=r"s3://\w+/other cannot be written") as target:
+            publish(dataset, f"{gateway.bucket}/other", report=False)
+        with pytest.raises(StoreError, match=r"s3://\w+/alloys/catalogue\.json cannot be read") as catalogue:
+            open_catalogue(place)
+        with pytest.raises(StoreError, match=r"s3://\w+/alloys/scores\.zarr cannot be opened") as source:
+            publish(f"{place}/{SCORES}", tmp_path / "public", report=False)
         for error in (target, catalogue, source):
             one_line(error)
 
 
 @pytest.mark.slow
 def test_a_run_whose_credentials_end_resumes_with_new_ones(dataset: Path, gateway: Gateway, tmp_path: Path) -> None:
+    place = f"{gateway.bucket}/alloys"
     gateway.plan = forgets_after(30, gateway)
-    with pytest.raises(OutputExistsError, match=r"s3://public/alloys cannot be written .*permissions") as target:
-        publish(dataset, PLACE, report=False)
+    with pytest.raises(OutputExistsError, match=r"s3://\w+/alloys cannot be written .*permissions") as target:
+        publish(dataset, place, report=False)
     one_line(target)
     gateway.plan = healthy
     with pytest.raises(StoreError, match="publishing was interrupted"):
-        open_catalogue(PLACE)
-    found = publish(dataset, PLACE, report=False)
+        open_catalogue(place)
+    found = publish(dataset, place, report=False)
     assert 0 < found.copied < found.files
-    assert open_catalogue(PLACE).ranking().sizes["structure"] == COUNT
+    assert open_catalogue(place).ranking().sizes["structure"] == COUNT
     # The credentials of the source end.
     asked = gateway.requests
-    publish(f"{PLACE}/{SCORES}", tmp_path / "whole", report=False)
+    publish(f"{place}/{SCORES}", tmp_path / "whole", report=False)
     needed = gateway.requests - asked
     gateway.plan = forgets_after(3 * needed // 4, gateway)
-    with pytest.raises(StoreError, match=r"s3://public/alloys/.* cannot be (read|opened|listed)") as source:
-        publish(f"{PLACE}/{SCORES}", tmp_path / "public", report=False)
+    with pytest.raises(StoreError, match=r"s3://\w+/alloys/.* cannot be (read|opened|listed)") as source:
+        publish(f"{place}/{SCORES}", tmp_path / "public", report=False)
     one_line(source)
     gateway.plan = healthy
-    publish(f"{PLACE}/{SCORES}", tmp_path / "public", report=False)
+    publish(f"{place}/{SCORES}", tmp_path / "public", report=False)
     assert open_catalogue(tmp_path / "public").content.rows == COUNT
