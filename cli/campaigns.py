@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..campaigns.distillation.settings import HoldOutBy
-from .models import MODEL_HELP
+from .models import MODEL_HELP, onnx_file
 from .options import Device, Dispersion, Estimate, Limit, Overwrite, References, Scheduler, Scheme, Within
 from .terminal.account import account, shows_progress, tell
 from .terminal.interruption import resumable
@@ -284,6 +284,13 @@ def distill(
     seed: Annotated[
         int, typer.Option(min=0, help="Random seed of the choice of crystals, the copies and the hold-out.")
     ] = 0,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            help="Print how many structures the teacher would label, and the time and disk space for that, "
+            "extrapolated from a sample, and exit."
+        ),
+    ] = False,
     device: Device = "cpu",
     scheduler: Scheduler = None,
     overwrite: Annotated[bool, typer.Option(help="Delete the distillation in --out and start again.")] = False,
@@ -304,6 +311,7 @@ def distill(
         equiscreen distill candidates.zarr --teacher 7net-0 --preset small --out student
     """
     from ..campaigns.distillation.distill import distill as run
+    from ..campaigns.distillation.estimate import estimate as cost_of_labels
     from ..campaigns.distillation.settings import DistillSettings, VariantSettings
 
     settings = DistillSettings(
@@ -316,6 +324,9 @@ def distill(
         hold_out,
         hold_out_by,
     )
+    if estimate:
+        account(cost_of_labels(sources, onnx_file(teacher), settings))
+        return
     with resumable():
         report = run(
             sources,

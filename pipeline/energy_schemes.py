@@ -9,8 +9,8 @@ ones.
 - ``omat24``: PBE and PBE+U with the settings and pseudopotentials of OMat24.
 - ``matpes-pbe``: PBE with the settings of MatPES.
 - ``r2scan``: calculations with the r2SCAN functional.
-- ``own``: any other scheme. Its energies are compared only with energies of the same model, or of a model that the user
-  declares to be trained on the same energies.
+- ``own``: any other scheme. Its energies are compared only with energies of the same model, of a model that was
+  distilled from it, or of a model that the user declares to be trained on the same energies.
 
 Energies that include a dispersion correction follow another scheme, such as ``mp-uncorrected+d3``. They are compared
 only with energies that include the same correction, and get no MP2020 corrections.

@@ -120,7 +120,7 @@ def label_crystals(
         )
         manifests = run.make_parts(label_part, tasks, FailurePolicy(LabelTask.split, LabelTask.skipped))
         run.bar.expect(run.bar.done)  # crystals may have fewer variants than expected
-        digests, counts = assemble(run, manifests, (), _arrays(), Dedup.EXACT)
+        digests, counts = assemble(run, manifests, (), labelled_arrays(), Dedup.EXACT)
         path = recorded_path(graphs.path, out)
         inputs = [(path, len(graphs), graphs.store_hash)]
         attrs = {
@@ -153,8 +153,8 @@ def labelling_model(teacher: Path, potential: OnnxPotential) -> LabellingModel:
     )
 
 
-def _arrays() -> tuple[ArraySpec, ...]:
-    """Return the arrays of the store."""
+def labelled_arrays() -> tuple[ArraySpec, ...]:
+    """Return the arrays of the store of labelled structures."""
     return tuple(
         replace(spec, attrs={**spec.attrs, "description": _DESCRIPTIONS[spec.name]}) if spec.name in COLUMNS else spec
         for spec in relaxed_graph_arrays(COLUMNS)

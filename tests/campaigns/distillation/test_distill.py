@@ -17,6 +17,7 @@ from distributed import LocalCluster
 from equiscreen.campaigns import DistillReport, DistillSettings, distill
 from equiscreen.campaigns.distillation import labelling
 from equiscreen.campaigns.distillation.distill import LABELLED, REPORT, RUN, STUDENT
+from equiscreen.campaigns.distillation.estimate import estimate
 from equiscreen.campaigns.distillation.settings import CRYSTAL, LABEL_STATUS, VARIANT, HoldOutBy, VariantSettings
 from equiscreen.export import OnnxPotential
 from equiscreen.model import load_checkpoint
@@ -135,9 +136,9 @@ def test_the_student_names_its_teacher_and_follows_its_energy_scheme(made: Made,
     # The scheme `own` has as many zeros of energy as there are models: the teacher's energies fit, others do not.
     other = altered(made.teacher, tmp_path / "other.onnx", weights_sha256="0" * 64)
     for name, model in {"t": made.teacher, "s": made.out / STUDENT, "o": other}.items():
-        screen(made.source, model, tmp_path / f"{name}.zarr", scheduler="threads")
+        screen(made.source, model, tmp_path / f"{name}.zarr", scheduler="threads", limit=2)
     found = hull(tmp_path / "s.zarr", [tmp_path / "t.zarr"], tmp_path / "h.zarr")
-    assert np.isfinite(found["energy_above_hull_unrelaxed"]).any()
+    assert found.attrs["hull"]["references"][0]["entries"] > 0
     assert found.attrs["model"]["distilled_from"] == "big"
     with pytest.raises(ConfigError, match="come from another model"):
         hull(tmp_path / "s.zarr", [tmp_path / "o.zarr"], tmp_path / "refused.zarr")
@@ -255,6 +256,17 @@ def test_too_few_crystals_are_refused(made: Made, tmp_path: Path, by: HoldOutBy)
     }
     with pytest.raises(ConfigError, match=expected[by]):
         made.again(sources=tmp_path / "few.extxyz", out=tmp_path / "few", settings=settings)
+
+
+def test_an_estimate_counts_the_structures(made: Made) -> None:
+    store = GraphStore(made.source)
+    for sources, crystals in ((made.source, None), (made.source, 4), (made.source.with_name("c.extxyz"), None)):
+        found = estimate(sources, made.teacher, replace(made.settings, crystals=crystals))
+        assert found.crystals == (crystals or len(store))
+        assert found.structures == found.crystals * (1 + VARIANTS + FRAMES)
+        assert 0 < found.seconds < 60
+        assert found.bytes_on_disk > 8 * found.structures
+    assert found.structures >= made.report.counts["read"]
 
 
 def test_polymorphs_are_held_out_by_structure(made: Made) -> None:

@@ -20,12 +20,10 @@ from ...screening.emt_potential import EmtPotential
 METALS = (13, 29, 79)
 
 
-@settings(max_examples=25)
-@given(seed=st.integers(0, 1000), number=st.integers(0, 20), strain=st.floats(0.0, 0.29), rattle=st.floats(0.0, 0.99))
+@settings(max_examples=15)
+@given(seed=st.integers(0, 1000), number=st.integers(0, 20), strain=st.floats(1e-3, 0.29), rattle=st.floats(0.0, 0.99))
 def test_a_copy_is_near_its_crystal(seed: int, number: int, strain: float, rattle: float) -> None:
     (crystal,) = probe_structures(METALS, 1, seed)
-    if not (strain or rattle):
-        return
     chosen = VariantSettings(strain=strain, rattle=rattle, seed=seed)
     copy, again = (perturbed(crystal, chosen, number) for _ in range(2))
     assert copy.content_hash() == again.content_hash()
