@@ -176,8 +176,8 @@ def _crystals(task: LabelTask) -> list[Crystal]:
     columns = [store.column(name, first, last).tolist() for name in ("structure_id", "source", "source_index")]
     groups = task.groups[task.begin : task.end]
     return [
-        Crystal(block.structure(row), *about, group)
-        for row, (*about, group) in enumerate(zip(*columns, groups, strict=True))
+        Crystal(block.structure(row), name, source, source_index, group)
+        for row, (name, source, source_index, group) in enumerate(zip(*columns, groups, strict=True))
     ]
 
 

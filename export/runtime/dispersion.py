@@ -354,7 +354,7 @@ def _in_bohr(
         cell = np.array(minkowski_reduce(cell)[0])
         if _images(cell, cutoff) > MOST_IMAGES:
             return None
-    frac = _combined(positions, np.linalg.inv(cell))
+    frac = _combined(positions, np.asarray(np.linalg.inv(cell), dtype=np.float64))
     return _combined(frac - np.floor(frac), cell) / Bohr, cell / Bohr
 
 

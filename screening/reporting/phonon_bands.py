@@ -105,7 +105,8 @@ def _tables(path: str | Path, rows: NDArray[np.int64]) -> tuple[Mapping[str, Any
             root = open_root(place, SCORES_SCHEMA)
         except StoreError:
             return None
-        arrays, attrs = dict(root.arrays()), dict(root.attrs)
+        arrays: dict[str, Any] = dict(root.arrays())
+        attrs: dict[str, Any] = dict(root.attrs)
         if wanted not in (None, attrs.get("store_hash")):
             return None  # the dataset at this path is another one by now
         if "band_frequency" in arrays:

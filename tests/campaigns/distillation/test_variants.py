@@ -15,7 +15,7 @@ from equiscreen.screening.plausibility import Plausibility
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ...screening.emt_potential import EmtPotential
+from ...emt_potential import EmtPotential
 
 METALS = (13, 29, 79)
 

@@ -37,7 +37,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.transform import Rotation
 
 from ...conftest import CUTOFF, ELEMENTS
-from ...screening.emt_potential import EmtPotential
+from ...emt_potential import EmtPotential
 from .altered_models import altered
 
 Model = Callable[..., Path]

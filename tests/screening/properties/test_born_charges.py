@@ -25,7 +25,7 @@ from equiscreen.screening.properties.lattice_dynamics.supercells import to_phono
 from equiscreen.screening.properties.protocol import PROPERTY_STATUSES, Material
 from numpy.typing import NDArray
 
-from ..emt_potential import EmtPotential
+from ...emt_potential import EmtPotential
 
 Phonopy = pytest.importorskip("phonopy", reason="phonopy is not installed").Phonopy
 pytest.importorskip("seekpath", reason="seekpath is not installed")

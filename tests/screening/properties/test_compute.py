@@ -37,8 +37,8 @@ from equiscreen.screening.properties.protocol import (
     Workload,
 )
 
+from ...emt_potential import EmtPotential
 from ...export.runtime.altered_models import altered
-from ..emt_potential import EmtPotential
 
 NAMES = ("Cu", "NaCl", "Si", "graphene", "water")
 

@@ -22,7 +22,7 @@ from equiscreen.screening.properties.lattice_dynamics.conductivity_errors import
 from equiscreen.screening.properties.lattice_dynamics.supercells import supercell_matrix
 from equiscreen.screening.properties.protocol import PROPERTY_STATUSES
 
-from ..emt_potential import EmtPotential
+from ...emt_potential import EmtPotential
 from .test_phonons import LATTICE, material
 
 Phono3py = pytest.importorskip("phono3py", reason="phono3py is not installed").Phono3py

@@ -28,7 +28,7 @@ from equiscreen.screening.relaxation.batched import GPA
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from ..emt_potential import EmtPotential
+from ...emt_potential import EmtPotential
 
 STEP = 1e-3
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ..emt_potential import EmtPotential
+from ...emt_potential import EmtPotential
 
 
 def third_order(volumes: NDArray[np.float64], energy: float, volume: float, bulk: float, slope: float) -> object:

@@ -28,7 +28,7 @@ from equiscreen.screening.properties.lattice_dynamics.supercells import supercel
 from equiscreen.screening.properties.protocol import PROPERTY_STATUSES, CellResult, Cells, Material, Outcome
 from equiscreen.screening.relaxation.batched import RelaxSettings
 
-from ..emt_potential import EmtPotential
+from ...emt_potential import EmtPotential
 
 pytest.importorskip("phonopy", reason="phonopy is not installed")
 pytest.importorskip("seekpath", reason="seekpath is not installed")

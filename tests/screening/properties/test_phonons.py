@@ -37,7 +37,7 @@ from equiscreen.screening.properties.protocol import PROPERTY_STATUSES, BornChar
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from ..emt_potential import EmtPotential
+from ...emt_potential import EmtPotential
 
 Phonopy = pytest.importorskip("phonopy", reason="phonopy is not installed").Phonopy
 PhonopyAtoms = pytest.importorskip("phonopy.structure.atoms").PhonopyAtoms

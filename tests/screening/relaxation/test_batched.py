@@ -32,7 +32,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from ..emt_potential import EmtPotential
+from ...emt_potential import EmtPotential
 
 
 class SickPotential(EmtPotential):

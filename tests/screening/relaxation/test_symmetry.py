@@ -15,7 +15,7 @@ from equiscreen.pipeline.structures.symmetry import find_symmetry
 from equiscreen.screening.relaxation.batched import OK, RelaxSettings, relax_structures
 from equiscreen.screening.relaxation.symmetry import symmetrized
 
-from ..emt_potential import EmtPotential
+from ...emt_potential import EmtPotential
 
 QUARTZ = [(0.4697, 0, 0), (0.4135, 0.2669, 0.1191)]
 CALCITE = [(0, 0, 0), (0, 0, 0.25), (0.257, 0, 0.25)]
