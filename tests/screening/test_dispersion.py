@@ -75,7 +75,7 @@ def test_scores_are_those_of_the_sum_whatever_the_parts(
     np.testing.assert_array_equal(scores["energy"], expected.energy)
     added = scores["energy"].to_numpy() - plain["energy"].to_numpy()
     np.testing.assert_allclose(added, correction(model).evaluate(block).energy, atol=1e-12)
-    assert (added < -0.1).all()
+    assert (added < -0.005).all()
     np.testing.assert_array_equal(scores["stress"][:CRYSTALS], expected.stress[:CRYSTALS])
     assert np.isfinite(scores["in_plane_virial"][CRYSTALS, :2, :2]).all()
     monkeypatch.setattr(scoring, "PART_STRUCTURES", 2)
@@ -197,7 +197,7 @@ def test_hulls_never_mix_energies_with_and_without_it(data: Path, tmp_path: Path
             hull(tmp_path / f"{candidates}.zarr", [tmp_path / f"{others}.zarr"], tmp_path / "h.zarr")
     found = hull(tmp_path / "d3.zarr", [tmp_path / "same.zarr"], tmp_path / "h.zarr")
     assert found.attrs["hull"]["corrections"] == "none"
-    assert found.attrs["hull"]["elemental_references"] == {}
+    assert not found.attrs["hull"]["elemental_references"].get("elements")
     np.testing.assert_allclose(found["corrected_energy_per_atom"], energy / graphs.n_atoms, rtol=1e-12)
 
 
