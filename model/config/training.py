@@ -105,7 +105,7 @@ class FineTuneConfig(Section):
     freeze: tuple[str, ...] = ()
     references: Literal["fit", "keep"] = "fit"
     replay: str | None = None
-    replay_fraction: float = Field(default=1.0, gt=0)
+    replay_fraction: float = Field(default=5.5, gt=0)
     replay_rattle: float = Field(default=0.05, ge=0)
 
 
@@ -117,13 +117,16 @@ FINE_TUNING_DEFAULTS: Mapping[str, Any] = {
     "learning_rate": 2e-3,
     "relative_rate": True,
 }
+# Defaults that differ further with replay: a batch then holds about 2 new structures and 11 replayed ones, since few
+# replayed structures and large steps make a network forget more than no replay at all.
+REPLAY_DEFAULTS: Mapping[str, Any] = {"max_epochs": 12, "batch_size": 13, "learning_rate": 6e-4}
 
 
 class TrainingConfig(Section):
     """Settings of the training.
 
-    When a checkpoint is fine-tuned, keys that are not set have the values of `FINE_TUNING_DEFAULTS` instead of the
-    defaults below; see `with_defaults_of_task`.
+    When a checkpoint is fine-tuned, keys that are not set have the values of `FINE_TUNING_DEFAULTS` and, with replay,
+    `REPLAY_DEFAULTS` instead of the defaults below; see `with_defaults_of_task`.
 
     Attributes:
         seed: Random seed of the initial weights and the order of the structures.
@@ -185,5 +188,5 @@ class TrainingConfig(Section):
         if self.fine_tune.checkpoint is None:
             return self
         given = self.model_fields_set | ({"relative_rate"} if "learning_rate" in self.model_fields_set else set())
-        unset = {name: value for name, value in FINE_TUNING_DEFAULTS.items() if name not in given}
-        return self.model_copy(update=unset)
+        defaults = {**FINE_TUNING_DEFAULTS, **({} if self.fine_tune.replay is None else REPLAY_DEFAULTS)}
+        return self.model_copy(update={name: value for name, value in defaults.items() if name not in given})

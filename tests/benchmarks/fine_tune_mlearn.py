@@ -30,7 +30,7 @@ import torch
 import yaml
 from equiscreen.model import load_checkpoint
 from equiscreen.model.checkpoint import make_network
-from equiscreen.model.config.training import FINE_TUNING_DEFAULTS
+from equiscreen.model.config.training import FINE_TUNING_DEFAULTS, REPLAY_DEFAULTS
 from equiscreen.model.networks.base import Network
 from equiscreen.model.networks.torch_potential import TorchPotential
 from equiscreen.pipeline import GraphBlock, GraphStore
@@ -121,7 +121,8 @@ def main() -> None:
         held_out = graphs.block(0, len(graphs)).take(np.load(run / "split.npz")["test_0"])
         tuned = load_checkpoint(run / "model.ckpt")[0]
         if not found:
-            print(f"\nby default: {', '.join(f'{key} {value}' for key, value in FINE_TUNING_DEFAULTS.items())}")
+            for words, defaults in (("by default", FINE_TUNING_DEFAULTS), ("with replay", REPLAY_DEFAULTS)):
+                print(f"\n{words}: {', '.join(f'{key} {value}' for key, value in defaults.items())}")
             print(f"\n{len(held_out)} held-out structures of silicon; {JUDGED} crystals of the Materials Project")
             print(f"  {'':<34}{'energy':>10}{'forces':>10}{'stress':>12}{'MP energy':>16}{'MP forces':>16}")
             print(f"  {'':<34}{'meV/atom':>10}{'eV/A':>10}{'meV/A^3':>12}{'meV/atom':>16}{'eV/A':>16}")

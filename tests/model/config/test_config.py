@@ -14,6 +14,7 @@ from equiscreen.model.config.head import HeadConfig
 from equiscreen.model.config.network import IMPORTED, PRESETS, RESERVED_HEADS, NetworkConfig
 from equiscreen.model.config.training import (
     FINE_TUNING_DEFAULTS,
+    REPLAY_DEFAULTS,
     FineTuneConfig,
     LossConfig,
     SplitConfig,
@@ -124,8 +125,9 @@ def test_the_page_lists_the_defaults_of_fine_tuning() -> None:
     stated = re.search(r"^\| key \| when training from scratch.*\n(?:\|.*\n)+", PAGE, re.MULTILINE)
     assert stated
     rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in stated[0].splitlines()[2:]]
-    assert {key: yaml.safe_load(tuned) for key, _, tuned in rows} == FINE_TUNING_DEFAULTS
-    assert all(yaml.safe_load(scratch) == getattr(TrainingConfig(), key) for key, scratch, _ in rows)
+    assert {key: yaml.safe_load(tuned) for key, _, tuned, _ in rows} == FINE_TUNING_DEFAULTS
+    assert {key: yaml.safe_load(replay) for key, *_, replay in rows} == {**FINE_TUNING_DEFAULTS, **REPLAY_DEFAULTS}
+    assert all(yaml.safe_load(scratch) == getattr(TrainingConfig(), key) for key, scratch, *_ in rows)
 
 
 def test_defaults_of_features_follow_preset_and_symmetry() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from equiscreen.conformance.laws import evaluate
 from equiscreen.model import Config, TrainingReport, load_checkpoint, repeat, train
-from equiscreen.model.config.training import FINE_TUNING_DEFAULTS, TrainingConfig
+from equiscreen.model.config.training import FINE_TUNING_DEFAULTS, REPLAY_DEFAULTS, TrainingConfig
 from equiscreen.model.data.replay import REPLAY_STORE, Replay
 from equiscreen.model.data.training_data import open_stores
 from equiscreen.model.networks.torch_potential import TorchPotential
@@ -53,7 +53,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(start: Path, replayed: Path | None, *, fine_tune: dict[str, Any] | None = None, **training: Any) -> Config:
-    keys = {"checkpoint": str(start), **(fine_tune or {})}
+    keys = {"checkpoint": str(start), "replay_fraction": 1.0, **(fine_tune or {})}
     if replayed is not None:
         keys["replay"] = str(replayed)
     return small_config(**{"max_epochs": 2, "batch_size": 4, **training}, fine_tune=keys)
@@ -84,6 +84,9 @@ def test_fine_tuning_has_defaults_of_its_own(store: Path, start: Path) -> None:
     unset = make_recipe(open_stores(store), Config().starting_from(start), None).config.training
     assert {name: getattr(unset, name) for name in FINE_TUNING_DEFAULTS} == FINE_TUNING_DEFAULTS
     assert training.with_defaults_of_task() == training
+    replaying = make_recipe(open_stores(store), Config().starting_from(start).replaying(store), None).config.training
+    expected = {**FINE_TUNING_DEFAULTS, **REPLAY_DEFAULTS}
+    assert {name: getattr(replaying, name) for name in FINE_TUNING_DEFAULTS} == expected
     scratch = make_recipe(open_stores(store), Config(), None).config.training
     assert scratch == TrainingConfig()
 

@@ -102,11 +102,11 @@ def test_a_store_that_is_replaced_during_the_run_is_an_error(
     """Workers notice it when they open the store, and the run notices it before it publishes."""
     make_parts = StoreRun.make_parts
 
-    def replace_and_make(*words: Any) -> Any:
+    def replace_and_make(*words: Any, **folders: Path) -> Any:
         monkeypatch.undo()  # featurizing makes parts, too
         if moment == "before the parts":
             replace_store(store)
-        made = make_parts(*words)
+        made = make_parts(*words, **folders)
         replace_store(store)
         return made
 
