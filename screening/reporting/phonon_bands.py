@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,14 +99,14 @@ def _tables(path: str | Path, rows: NDArray[np.int64]) -> tuple[Mapping[str, Any
         path: A dataset.
         rows: int64[n], rows of this dataset.
     """
-    place, wanted = str(path), None
+    place, wanted = str(path), ""
     for _ in range(_MOST_STEPS):
         try:
             root = open_root(place, SCORES_SCHEMA)
         except StoreError:
             return None
-        arrays, attrs = dict(root.arrays()), dict(root.attrs)
-        if wanted not in (None, attrs.get("store_hash")):
+        arrays, attrs = dict(root.arrays()), cast("dict[str, Any]", dict(root.attrs))
+        if wanted not in ("", attrs.get("store_hash")):
             return None  # the dataset at this path is another one by now
         if "band_frequency" in arrays:
             return arrays, rows
@@ -116,5 +116,5 @@ def _tables(path: str | Path, rows: NDArray[np.int64]) -> tuple[Mapping[str, Any
             parent = attrs["hull"]["input"]
         else:
             return None
-        place, wanted = resolved_path(str(parent["path"]), place), parent["store_hash"]
+        place, wanted = resolved_path(str(parent["path"]), place), str(parent["store_hash"])
     return None

@@ -146,7 +146,7 @@ def _reduced(basis: NDArray[np.int64], cell: NDArray[np.float64]) -> NDArray[np.
     from ase.geometry import minkowski_reduce  # noqa: PLC0415 - ASE takes 0.3 s to import
 
     _, operations = minkowski_reduce(basis @ cell)
-    matrix = np.rint(operations @ basis).astype(np.int64)
+    matrix: NDArray[np.int64] = np.rint(operations @ basis).astype(np.int64)
     return matrix if np.linalg.det(matrix) > 0 else -matrix
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ....pipeline.structures.structure import Structure
+from ..protocol import BornCharges
 from .conductivity_errors import ModeConductivities
-from .force_constants import N_ACOUSTIC, BornCharges, nac_parameters, without_residual
+from .force_constants import N_ACOUSTIC, nac_parameters, without_residual
 from .supercells import PHONOPY_SYMPREC, from_phonopy, to_phonopy
 
 # Wigner's transport equation, as phono3py names it.
