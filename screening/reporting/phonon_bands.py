@@ -99,7 +99,7 @@ def _tables(path: str | Path, rows: NDArray[np.int64]) -> tuple[Mapping[str, Any
         path: A dataset.
         rows: int64[n], rows of this dataset.
     """
-    place, wanted = str(path), None
+    place, wanted = str(path), ""
     for _ in range(_MOST_STEPS):
         try:
             root = open_root(place, SCORES_SCHEMA)
@@ -107,7 +107,7 @@ def _tables(path: str | Path, rows: NDArray[np.int64]) -> tuple[Mapping[str, Any
             return None
         arrays: dict[str, Any] = dict(root.arrays())
         attrs: dict[str, Any] = dict(root.attrs)
-        if wanted not in (None, attrs.get("store_hash")):
+        if wanted not in ("", attrs.get("store_hash")):
             return None  # the dataset at this path is another one by now
         if "band_frequency" in arrays:
             return arrays, rows
@@ -117,5 +117,5 @@ def _tables(path: str | Path, rows: NDArray[np.int64]) -> tuple[Mapping[str, Any
             parent = attrs["hull"]["input"]
         else:
             return None
-        place, wanted = resolved_path(str(parent["path"]), place), parent["store_hash"]
+        place, wanted = resolved_path(str(parent["path"]), place), str(parent["store_hash"])
     return None
