@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,9 +146,7 @@ def rates(labelled: GraphStore, held_out: NDArray[np.bool_], teacher: OnnxPotent
     rows = np.flatnonzero(usable)
     rows = rows[np.linspace(0, len(rows) - 1, min(RATE_CRYSTALS, len(rows))).astype(int)]
     block = GraphBlock.concatenate(_blocks(labelled, rows))
-    seconds = np.array(
-        [[_seconds(lambda one=one: one.evaluate(block)) for one in (teacher, student)] for _ in range(RATE_ROUNDS)]
-    )
+    seconds = np.array([[_seconds(one, block) for one in (teacher, student)] for _ in range(RATE_ROUNDS)])
     ratio = seconds[:, 0] / seconds[:, 1]
     near = np.linalg.norm(block.displacements(), axis=1) < student.cutoff
     found = len(rows) / np.median(seconds, axis=0)
@@ -164,12 +161,12 @@ def rates(labelled: GraphStore, held_out: NDArray[np.bool_], teacher: OnnxPotent
     )
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """Return the mean wall time of a call, seconds."""
-    work()  # allocates memory
+def _seconds(potential: OnnxPotential, block: GraphBlock) -> float:
+    """Return the mean wall time of an evaluation, seconds."""
+    potential.evaluate(block)  # allocates memory
     begin = time.perf_counter()
     count = 0
     while time.perf_counter() - begin < LEAST_ROUND or not count:
-        work()
+        potential.evaluate(block)
         count += 1
     return (time.perf_counter() - begin) / count
