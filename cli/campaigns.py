@@ -315,14 +315,14 @@ def distill(
     from ..campaigns.distillation.settings import DistillSettings, VariantSettings
 
     settings = DistillSettings(
-        VariantSettings(variants, rattle, strain, frames, seed),
-        crystals,
-        preset,
-        config,
-        epochs,
-        cutoff,
-        hold_out,
-        hold_out_by,
+        VariantSettings(variants=variants, rattle=rattle, strain=strain, frames=frames, seed=seed),
+        crystals=crystals,
+        preset=preset,
+        config=config,
+        epochs=epochs,
+        cutoff=cutoff,
+        hold_out=hold_out,
+        hold_out_by=hold_out_by,
     )
     if estimate:
         account(cost_of_labels(sources, onnx_file(teacher), settings))

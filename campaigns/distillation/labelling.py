@@ -172,12 +172,12 @@ def same_crystals(graphs: GraphStore) -> list[int]:
             structure = block.structure(row)
             keys.append(composition_key(structure))
             vectors.append(crystal_vector(structure))
-    first: list[int] = first_same_crystal(
+    first = first_same_crystal(
         np.array(keys, dtype=np.uint64),
         np.array(vectors, dtype=np.float64),
         lambda row: graphs.block(row, row + 1, labels=False).structure(0),
-    ).tolist()
-    return first
+    )
+    return [int(number) for number in first]
 
 
 def check_groups(graphs: GraphStore, potential: OnnxPotential, groups: Sequence[int], by: HoldOutBy) -> None:

@@ -173,11 +173,13 @@ def _crystals(task: LabelTask) -> list[Crystal]:
     store = opened(str(task.store), task.store_hash)
     first, last = task.start + task.begin, task.start + task.end
     block = store.block(first, last, labels=False)
-    columns = [store.column(name, first, last).tolist() for name in ("structure_id", "source", "source_index")]
+    names, sources, indices = (
+        store.column(name, first, last).tolist() for name in ("structure_id", "source", "source_index")
+    )
     groups = task.groups[task.begin : task.end]
     return [
-        Crystal(block.structure(row), name, source, source_index, group)
-        for row, (name, source, source_index, group) in enumerate(zip(*columns, groups, strict=True))
+        Crystal(block.structure(row), name, source, index, group)
+        for row, (name, source, index, group) in enumerate(zip(names, sources, indices, groups, strict=True))
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -267,6 +268,21 @@ def test_an_estimate_counts_the_structures(made: Made) -> None:
         assert 0 < found.seconds < 60
         assert found.bytes_on_disk > 8 * found.structures
     assert found.structures >= made.report.counts["read"]
+
+
+def test_the_command_takes_the_same_settings(
+    made: Made, tmp_path: Path, command_line: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    words = ("distill", made.source, "--teacher", made.teacher, "--out", tmp_path / "new", "--scheduler", "threads")
+    sizes = ("--variants", VARIANTS, "--frames", FRAMES, "--crystals", 5)
+    told = command_line(*words, *sizes, "--estimate").stdout
+    assert told.startswith(f"5 crystals, at most {5 * (1 + VARIANTS + FRAMES)} structures: about ")
+    refused = command_line(*words, "--cutoff", 6)
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("equiscreen: the student's cutoff is 6 angstrom, larger")
+    again = ("--config", made.settings.config, "--hold-out", "0.25", *sizes[:4])
+    finished = command_line(*words[:4], "--out", made.out, *again, "--json")
+    assert json.loads(finished.stdout)["errors"]["energy_mae"] == made.report.errors.energy_mae
 
 
 def test_polymorphs_are_held_out_by_structure(made: Made) -> None:
