@@ -48,8 +48,9 @@ ELEMENTS = frozenset(range(1, 104))
 # Those of VASP's IVDW=12 (VDW_RADIUS, VDW_CNRADIUS), angstrom. Up to 0.16 meV/atom are missing in the crystals of
 # tests/benchmarks/dispersion.txt.
 CUTOFF, COORDINATION_CUTOFF = 50.2, 20.0
-# Angstrom. The cost of the three-body term grows with the sixth power of its cutoff: it takes 12 ms per atom, and differs
-# by up to 1.4 meV/atom from that with the library's own cutoff of 21.2 angstrom (tests/benchmarks/dispersion.txt).
+# Angstrom. The cost of the three-body term grows with the sixth power of its cutoff: it takes 12 ms per atom, and
+# differs by up to 1.4 meV/atom from that with the library's own cutoff of 21.2 angstrom
+# (tests/benchmarks/dispersion.txt).
 THREE_BODY_CUTOFF = 16.0
 # Each term falls smoothly to zero over this distance before its cutoff, angstrom: its stress is then the derivative of
 # its energy although pairs enter and leave with the strain.
@@ -355,7 +356,8 @@ def _in_bohr(
         cell = np.array(minkowski_reduce(cell)[0])
         if _images(cell, cutoff) > MOST_IMAGES:
             return None
-    frac = _combined(positions, np.linalg.inv(cell))
+    inverse: NDArray[np.float64] = np.linalg.inv(cell)
+    frac = _combined(positions, inverse)
     return _combined(frac - np.floor(frac), cell) / Bohr, cell / Bohr
 
 
