@@ -45,10 +45,12 @@ LIBRARY = "dftd3"
 OLDEST = (1, 7)
 # Elements with reference data in the library, H to Lr. For heavier elements it returns zeros or NaN, or crashes.
 ELEMENTS = frozenset(range(1, 104))
-# Those of VASP's IVDW=12 (VDW_RADIUS, VDW_CNRADIUS), angstrom. Beyond 50 angstrom, 0.05 to 0.13 meV/atom are missing.
+# Those of VASP's IVDW=12 (VDW_RADIUS, VDW_CNRADIUS), angstrom. Up to 0.16 meV/atom are missing in the crystals of
+# tests/benchmarks/dispersion.txt.
 CUTOFF, COORDINATION_CUTOFF = 50.2, 20.0
-# The three-body term takes 16 ms per atom with this cutoff and 90 ms with the library's own of 21.2 angstrom, from
-# which it differs by up to 1 meV/atom in Si, NaCl and Pb.
+# Angstrom. The cost of the three-body term grows with the sixth power of its cutoff: it takes 12 ms per atom, and
+# differs by up to 1.4 meV/atom from that with the library's own cutoff of 21.2 angstrom
+# (tests/benchmarks/dispersion.txt).
 THREE_BODY_CUTOFF = 16.0
 # Each term falls smoothly to zero over this distance before its cutoff, angstrom: its stress is then the derivative of
 # its energy although pairs enter and leave with the strain.
@@ -354,7 +356,8 @@ def _in_bohr(
         cell = np.array(minkowski_reduce(cell)[0])
         if _images(cell, cutoff) > MOST_IMAGES:
             return None
-    frac = _combined(positions, np.asarray(np.linalg.inv(cell), dtype=np.float64))
+    inverse: NDArray[np.float64] = np.linalg.inv(cell)
+    frac = _combined(positions, inverse)
     return _combined(frac - np.floor(frac), cell) / Bohr, cell / Bohr
 
 
