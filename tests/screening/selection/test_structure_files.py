@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import ase.io
@@ -12,9 +14,16 @@ import pytest
 from equiscreen.pipeline import GraphBlock
 from equiscreen.pipeline.plain_text import extxyz_text, one_line
 from equiscreen.pipeline.readers.cif import structure_from_cif
+from equiscreen.pipeline.readers.optimade import structure_from_optimade
 from equiscreen.pipeline.readers.records import structure_from_poscar
 from equiscreen.pipeline.structures.structure import Structure
 from equiscreen.pipeline.structures.symmetry import find_symmetry
+from equiscreen.screening.selection.optimade_folder import (
+    STRUCTURES_FILE,
+    OptimadeFolder,
+    property_names,
+    structure_attributes,
+)
 from equiscreen.screening.selection.structure_files import Batch, CifFolder, ExtxyzFile
 from equiscreen.screening.selection.vasp_inputs import VaspFolders
 from hypothesis import given
@@ -173,3 +182,40 @@ def test_ids_with_control_characters_leave_files_readable(name: str, tmp_path: P
     assert not set(text) & ({*range(32)} - {10})
     assert len(structure_from_cif(text.decode("ascii"))[0]) == len(crystal)
     assert len(ase.io.read(tmp_path / "s.extxyz", index=":")) == 1
+
+
+def test_optimade_entries_hold_the_same_atoms_whatever_their_periodicity(tmp_path: Path) -> None:
+    positions = [[0.1, 0.2, 0.3], [1.1, 0.9, 1.3], [2.0, 0.4, 2.2]]
+    cell = [[3.0, 0.1, 0.0], [0.2, 4.0, 0.0], [0.0, 0.0, 5.0]]
+    given = [quartz(152), *(in_basis(quartz(154), basis) for basis in LEFT_HANDED)]
+    for axes in ([True, True, False], [False, False, True], [False, False, False]):
+        lattice = np.where(np.array(axes)[:, None], cell, 0.0)
+        given.append(Structure.from_cartesian([8, 1, 1], positions, lattice, axes))
+    writer = OptimadeFolder(tmp_path / "optimade", {})
+    writer.write(Batch([str(place) for place in range(len(given))], given, {}, ()))
+    writer.close()
+    header, info, *lines = (tmp_path / "optimade" / STRUCTURES_FILE).read_text().splitlines()
+    assert json.loads(header)["x-optimade"]["meta"]["api_version"]
+    assert (json.loads(info)["type"], json.loads(info)["id"]) == ("info", "structures")
+    for line, structure in zip(lines, given, strict=True):
+        assert structure_from_optimade(json.loads(line)["attributes"]).content_hash() == structure.content_hash()
+
+
+def test_optimade_formulas() -> None:
+    numbers = [8, 8, 8, 8, 13, 13, 1, 1, 1, 1, 1, 1]
+    found = structure_attributes(Structure.from_cartesian(numbers, np.eye(12, 3) + np.arange(12)[:, None]))
+    assert found["elements"] == ["Al", "H", "O"]
+    assert found["elements_ratios"] == [2 / 12, 6 / 12, 4 / 12]
+    assert found["chemical_formula_reduced"] == "AlH3O2"
+    assert found["chemical_formula_anonymous"] == "A3B2C"
+    many = structure_attributes(Structure.from_cartesian(range(1, 61), np.arange(180).reshape(60, 3)))
+    letters = re.findall("[A-Z][a-z]?", many["chemical_formula_anonymous"])
+    assert letters[:2] + letters[25:29] + letters[52:54] == ["A", "B", "Z", "Aa", "Ba", "Ca", "Ab", "Bb"]
+
+
+@given(st.lists(st.text(min_size=1), unique=True))
+def test_optimade_names_of_columns_are_valid_and_different(columns: list[str]) -> None:
+    names = property_names(columns)
+    assert list(names) == columns
+    assert len(set(names.values())) == len(columns)
+    assert all(re.fullmatch("_equiscreen_[a-z0-9_]*", name) for name in names.values())
