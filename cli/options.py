@@ -45,7 +45,12 @@ Scheduler = Annotated[
     ),
 ]
 Device = Annotated[
-    str, typer.Option(help="Device on which to evaluate models: cpu, cuda, cuda:N, or auto (a GPU if there is one).")
+    str,
+    typer.Option(
+        help="Device on which to evaluate models: cpu, cuda, cuda:N, or auto (a GPU if there is one). With +cpu "
+        "appended, as in cuda+cpu, parts of a model without a kernel for the GPU run on the CPU; without it, such a "
+        "model is refused."
+    ),
 ]
 Dispersion = Annotated[
     Literal["none", "d3", "d3-atm"],

@@ -18,6 +18,7 @@ from ..pipeline.graphs.potential import SPREAD, Evaluation, Potential
 from .probes import LIMITS, UNITS, Probes
 from .runtime.file_validation import STANDARD_DOMAINS
 from .runtime.onnx_potential import OnnxPotential
+from .runtime.probe_batch import ProbeBatch, differences
 
 # Control flow and NonZero make sizes depend on data, and Einsum is slow. The last bit of Sin and Cos depends on the
 # position of an element in its tensor (vectorised code and scalar remainder differ), and so on how threads divide the
@@ -29,6 +30,7 @@ SCATTERS = frozenset({"ScatterND", "ScatterElements", "Scatter"})
 # larger.
 PROPERTY_LIMIT = 1e-4
 REPEATS = 3
+PROBE_BATCH = 6  # structures; some 50 atoms, a few kilobytes
 # In float64, Sigmoid and Exp behave like Sin and Cos: their last bits may change with the number of threads.
 FLOAT64_THREAD_DIFFERENCE = 1e-12
 
@@ -101,7 +103,7 @@ def check_agreement(networks: Sequence[Network], potential: OnnxPotential, probe
         found = potential.evaluate(block)
         for dtype, reference in references.items():
             expected = reference.evaluate(block)
-            for name, difference in differences(found, expected, block, [x.name for x in potential.outputs]).items():
+            for name, difference in _differences(found, expected, block, [x.name for x in potential.outputs]).items():
                 limit = _limit(name, expected, networks[0], probes.scale)
                 key = f"{name}/{dtype}"
                 report[key] = max(report.get(key, 0.0), difference)
@@ -112,6 +114,20 @@ def check_agreement(networks: Sequence[Network], potential: OnnxPotential, probe
                         + f", above the limit {limit:.1e} {unit}".rstrip()
                     )
     return report
+
+
+def probe_batch(network: Network, potential: OnnxPotential, probes: Probes) -> ProbeBatch:
+    """Choose a few of the structures as the batch that tests the model on a GPU.
+
+    Args:
+        network: The network, or the first member of an ensemble.
+        potential: The exported model.
+        probes: Structures to choose from.
+    """
+    chosen = probes.structures[:PROBE_BATCH]
+    found = potential.evaluate_structures(chosen)
+    limits = {spec.name: _limit(spec.name, found, network, probes.scale) for spec in potential.outputs}
+    return ProbeBatch.of(potential, chosen, limits)
 
 
 def _reference(networks: Sequence[Network]) -> Potential:
@@ -128,25 +144,6 @@ def _limit(name: str, expected: Evaluation, network: Network, scale: float) -> f
     # The scales of a log-transformed head have no unit.
     log = network.config.heads[mean].transform == "log"
     return PROPERTY_LIMIT * (largest if log else max(largest, *network.statistics.heads[mean].scales))
-
-
-def differences(a: Evaluation, b: Evaluation, block: GraphBlock, outputs: Iterable[str]) -> dict[str, float]:
-    """Return the largest absolute differences between two evaluations, by output (energies: per atom).
-
-    A NaN in only one evaluation gives a NaN; outputs that are NaN everywhere in both evaluations are skipped.
-    """
-    out = {}
-    for name in outputs:
-        found = a.arrays()[name]
-        expected = b.arrays()[name]
-        both_absent = np.isnan(found) & np.isnan(expected)
-        difference = np.where(both_absent, 0.0, np.abs(found - expected))
-        if both_absent.all():
-            continue  # no test structure has this output
-        if name.removesuffix(SPREAD) == "energy":
-            difference = difference / block.n_atoms
-        out[name] = float(difference.max())
-    return out
 
 
 def check_determinism(data: bytes, block: GraphBlock) -> None:
@@ -169,12 +166,16 @@ def check_determinism(data: bytes, block: GraphBlock) -> None:
     one, two = results
     if potential.metadata.dtype == "float64":
         largest = max(float(np.nanmax(np.abs(x), initial=1e-3)) for x in one.arrays().values())
-        if max(differences(one, two, block, one.arrays()).values()) > FLOAT64_THREAD_DIFFERENCE * largest:
+        if max(_differences(one, two, block, one.arrays()).values()) > FLOAT64_THREAD_DIFFERENCE * largest:
             raise ExportError(
                 "runs with one and with two threads differ by more than rounding; try another version of ONNX Runtime"
             )
     elif not _equal(one, two):
         raise ExportError("runs with one and with two threads differ; try another version of ONNX Runtime")
+
+
+def _differences(a: Evaluation, b: Evaluation, block: GraphBlock, outputs: Iterable[str]) -> dict[str, float]:
+    return differences(a.arrays(), b.arrays(), block, outputs)
 
 
 def _equal(a: Evaluation, b: Evaluation) -> bool:

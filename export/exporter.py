@@ -21,7 +21,8 @@ from ..pipeline.atomic import atomic_path
 from ..pipeline.errors import ExportError
 from ..pipeline.graphs.potential import OutputSpec, with_spread
 from ..pipeline.runs.staging import check_file
-from .checks import check_agreement, check_determinism, check_structure, torch_dtype_name
+from .checks import check_agreement, check_determinism, check_structure, probe_batch, torch_dtype_name
+from .cuda_placement import cpu_nodes
 from .ensemble_graph import join
 from .graph_builder import OPSET, OPSETS
 from .lowering import lower
@@ -42,6 +43,8 @@ class ExportReport:
         nodes: Number of nodes of the graph.
         size_bytes: Size of the file (bytes).
         seconds: Time for the translation to ONNX, the checks and writing the file (seconds).
+        cpu_operators: Operators, other than shape arithmetic, that ONNX Runtime would run on the CPU if the file is
+            evaluated on a GPU; see `export.cuda_placement`.
     """
 
     path: Path
@@ -49,6 +52,7 @@ class ExportReport:
     nodes: int
     size_bytes: int
     seconds: float
+    cpu_operators: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parity = ", ".join(
@@ -70,6 +74,7 @@ class ExportReport:
         return (
             f"{self.path}: {self.nodes} nodes, {self.size_bytes / 1e6:.2f} MB, {self.seconds:.0f} s; no scatter with a "
             f"reduction; largest differences from PyTorch: {parity}{symmetry}"
+            + (f"; on a GPU, the CPU may run {', '.join(self.cpu_operators)}" if self.cpu_operators else "")
         )
 
 
@@ -129,7 +134,10 @@ def export_onnx(
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as scratch:
         scratch.write_bytes(data)
-    return ExportReport(target, metadata, len(model.graph.node), len(data), time.monotonic() - begin)
+    leaving = sorted({node.operator for node in cpu_nodes(model) if not node.shape_arithmetic})
+    return ExportReport(
+        target, metadata, len(model.graph.node), len(data), time.monotonic() - begin, cpu_operators=tuple(leaving)
+    )
 
 
 def lower_and_check(
@@ -199,6 +207,7 @@ def lower_and_check(
         laws=laws,
         limits={f"{name} {UNITS[name]}": LIMITS[name] * probes.scale for name in LIMITS if name in names},
         probes={"structures": len(probes.structures), "forces eV/angstrom": probes.force},
+        probe_batch=probe_batch(network, potential, probes).to_json(),
     )
     onnx.helper.set_model_props(model, metadata.to_props())
     return model, metadata

@@ -20,8 +20,8 @@ from torch.utils._sympy.functions import FloorDiv
 from ..pipeline.errors import ExportError
 
 # Supported opsets. The operators used here have existed since opset 13, and Shape of selected axes since 15; 17 is the
-# oldest tested. According to its list of kernels, ONNX Runtime's CUDA provider has all of these operators up to opset
-# 18; in later opsets it leaves some of them (Equal, Pad, ReduceMax, Identity) to the CPU.
+# oldest tested. ONNX Runtime's CUDA provider has all of these operators up to opset 18; in later opsets its older
+# releases leave some of them (Equal, Pad, ReduceMax, Identity) to the CPU; see `cuda_placement`.
 OPSETS = range(17, 24)
 OPSET = 18
 ONNX_TYPES: dict[torch.dtype, int] = {

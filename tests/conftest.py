@@ -16,12 +16,15 @@ from typing import Any
 import ase.io
 import fsspec
 import numpy as np
+import onnx
 import pytest
 import torch
 from ase.calculators.emt import EMT
 from equiscreen.cli.app import app, main
-from equiscreen.export import lowering
+from equiscreen.export import exporter, lowering
+from equiscreen.export.cuda_placement import cpu_nodes
 from equiscreen.export.exporter import lower_and_check
+from equiscreen.export.graph_builder import OPSET
 from equiscreen.model.checkpoint import ModelCard, save_checkpoint
 from equiscreen.model.config.network import NetworkConfig
 from equiscreen.model.networks.base import Network
@@ -87,6 +90,22 @@ def _connections_closed() -> Iterator[None]:
     for protocol in ("http", "s3"):
         fsspec.get_filesystem_class(protocol).clear_instance_cache()
     gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exports_stay_on_the_gpu() -> Iterator[None]:
+    """Check that each graph that a test exports runs on a GPU, except for arithmetic with sizes."""
+    check_structure = exporter.check_structure
+
+    def check(model: onnx.ModelProto) -> None:
+        check_structure(model)
+        if model.opset_import[0].version <= OPSET:
+            leaving = [node for node in cpu_nodes(model) if not node.shape_arithmetic]
+            assert not leaving, f"ONNX Runtime would run these nodes on the CPU, not on a GPU: {leaving}"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter, "check_structure", check)
+        yield
 
 
 def small_network(hidden_irreps: str = "4x0e + 3x1o + 2x2e", **settings: Any) -> EquivariantNetwork:

@@ -78,7 +78,9 @@ def _describe_store(path: str | Path) -> dict[str, Any]:
 
 def _describe_model(path: Path) -> dict[str, Any]:
     potential = OnnxPotential.load(path, threads=1)
-    return {"path": str(path), "sha256": potential.sha256, **asdict(potential.metadata)}
+    facts = asdict(potential.metadata)
+    batch = facts.pop("probe_batch") or {"structures": []}
+    return {"path": str(path), "sha256": potential.sha256, **facts, "probe_batch_structures": len(batch["structures"])}
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:

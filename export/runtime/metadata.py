@@ -15,7 +15,7 @@ from ...pipeline.structures.elements import pair_numbers
 ONNX_SCHEMA = "equiscreen-onnx/1"
 _PREFIX = "equiscreen."
 # Fields that files from earlier versions lack.
-_ADDED = {"minimum_distances", "mirror_structures", "limits", "probes"}
+_ADDED = {"minimum_distances", "mirror_structures", "limits", "probes", "probe_batch"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,8 @@ class ModelMetadata:
         limits: Largest `parity` and `laws` that an export accepts, by output and unit.
         probes: ``structures`` is the number of structures on which `laws` was measured; ``forces eV/angstrom`` is the
             largest force on an atom in the measurements of `laws` and `parity`.
+        probe_batch: Structures, and what the model predicts for them on the CPU, to test it on a GPU; see
+            `export.runtime.probe_batch`. None in files of earlier versions.
         origin: Origin of imported weights, of refitted reference energies and of distilled networks; see
             `model.checkpoint.ModelCard`.
         minimum_distances: Smallest distance of each pair of elements in the training data (angstrom), such as
@@ -74,6 +76,7 @@ class ModelMetadata:
     probes: Mapping[str, float] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
     minimum_distances: Mapping[str, float] | None = None
+    probe_batch: Mapping[str, Any] | None = None
     schema: str = ONNX_SCHEMA
 
     @property

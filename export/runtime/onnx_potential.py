@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ from ...pipeline.structures.elements import pair_numbers
 from ...pipeline.structures.structure import Structure
 from .file_validation import check_model_bytes
 from .metadata import ModelMetadata
-from .providers import CPU, check_providers, providers
+from .placement import CUDA_PROVIDER, Placement, check_placement, finished_placement
+from .probe_batch import ProbeBatch
+from .providers import CPU, allows_cpu_nodes, check_providers, providers
 
 # Entries of a model's origin that identify the teacher of a distilled network; see `LabellingModel.of_student`.
 TEACHER = ("distilled_from", "teacher_sha256", "energy_basis")
@@ -48,7 +52,12 @@ class OnnxPotential:
     Raises:
         ModelFileError: The file is damaged or not a model exported by equiscreen, or ONNX Runtime is not installed or
             cannot load the file.
-        DeviceError: This machine does not have the device.
+        DeviceError: This machine does not have the device; or, on a GPU, parts of the model run on the CPU, or the
+            results differ from those of the CPU that the file holds.
+
+    Attributes:
+        placement: Where the nodes run on a GPU; None on the CPU.
+        gpu_differences: Largest differences of a GPU from the CPU by output, measured on the batch in the file.
     """
 
     def __init__(
@@ -66,6 +75,8 @@ class OnnxPotential:
             raise ModelFileError("ONNX Runtime is not installed: pip install 'equiscreen[cpu]'") from error
         check_model_bytes(data, name)
         chosen = providers(device)
+        self.placement: Placement | None = None
+        self.gpu_differences: dict[str, float] = {}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -75,15 +86,25 @@ class OnnxPotential:
         options.enable_mem_pattern = False
         # Idle threads that spin take CPU time away from the other workers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            # Load from bytes: given a path, ONNX Runtime would follow references to other files.
-            self._session = onnxruntime.InferenceSession(data, options, providers=chosen)
-        except Exception as error:  # ONNX Runtime's exceptions have no common base class
-            raise ModelFileError(
-                f"{name}: ONNX Runtime cannot load this file ({detail(error)}); upgrade ONNX Runtime, or export the "
-                "model again with a lower `--opset`"
-            ) from error
-        check_providers(self._session.get_providers(), chosen, device)
+        with tempfile.TemporaryDirectory(prefix="equiscreen-") as folder:
+            if on_gpu := len(chosen) > 1:
+                # The profile of the first batch tells where each node runs.
+                options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
+            try:
+                # Load from bytes: given a path, ONNX Runtime would follow references to other files.
+                self._session = onnxruntime.InferenceSession(data, options, providers=chosen)
+            except Exception as error:  # ONNX Runtime's exceptions have no common base class
+                raise ModelFileError(
+                    f"{name}: ONNX Runtime cannot load this file ({detail(error)}); upgrade ONNX Runtime, or export "
+                    "the model again with a lower `--opset`"
+                ) from error
+            check_providers(self._session.get_providers(), chosen, device)
+            self._read(data, name, slots)
+            if on_gpu:
+                self._check_device(name, device)
+
+    def _read(self, data: bytes, name: str, slots: int) -> None:
+        """Read the metadata, and check the inputs and outputs of the graph."""
         self.metadata = ModelMetadata.from_props(self._session.get_modelmeta().custom_metadata_map, name)
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.slots = slots
@@ -99,6 +120,32 @@ class OnnxPotential:
                 f"{name}: the ONNX graph has unknown inputs: {', '.join(sorted(unknown))}; export the model again with "
                 "this version"
             )
+
+    def _check_device(self, name: str, device: str) -> None:
+        """Check that the model runs on the GPU and gives the results that it has on the CPU; ends the profiling.
+
+        Raises:
+            DeviceError: Parts of the model run on the CPU, or results differ by more than rounding.
+            ModelFileError: The batch in the file cannot be read.
+        """
+        stored = self.metadata.probe_batch
+        batch = None if stored is None else ProbeBatch.from_json(stored, name)
+        atom = Structure.from_cartesian(self.elements[:1], [[0.0, 0.0, 0.0]])
+        self.evaluate_structures([atom] if batch is None else batch.structures)
+        placement = finished_placement(self._session)
+        if CUDA_PROVIDER not in self._session.get_providers():
+            return  # `auto` has warned and uses the CPU
+        self.placement = placement
+        if not allows_cpu_nodes(device):
+            check_placement(placement, name, device)
+        if batch is None:
+            warnings.warn(
+                f"{name} has no probe batch, so its results on {device} are not compared with the CPU; export it again",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        else:
+            self.gpu_differences = batch.check(self, name, device)
 
     @classmethod
     def load(
@@ -143,6 +190,11 @@ class OnnxPotential:
         """
         distances = self.metadata.minimum_distances
         return None if distances is None else {pair_numbers(pair): value for pair, value in distances.items()}
+
+    @property
+    def in_flight(self) -> int:
+        """Number of batches that `evaluate_batches` evaluates at a time: two on a GPU, one on the CPU."""
+        return 1 if self.placement is None else 2
 
     def evaluate(self, block: GraphBlock) -> Evaluation:
         """Evaluate all outputs for all structures of a block.

@@ -116,6 +116,7 @@ def test_metadata_is_complete(exported: Callable[[str], Path]) -> None:
     assert metadata.probes["structures"] == 24
     assert 0.01 < metadata.probes["forces eV/angstrom"] < 10
     assert len(metadata.weights_sha256) == 64
+    assert metadata.probe_batch is not None
     assert ModelMetadata.from_props(metadata.to_props(), "again") == metadata
 
 
@@ -124,6 +125,7 @@ def test_info_on_a_model_is_json(exported: Callable[[str], Path]) -> None:
     assert [output["name"] for output in facts["outputs"]] == ["energy", "forces", "stress"]
     assert facts["cutoff"] == CUTOFF
     assert facts["parity"]["energy/float32"] < 1e-5
+    assert facts["probe_batch_structures"] == 6
 
 
 def test_sine_depends_on_the_place_in_its_tensor() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,15 +22,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "cuda+cpu"])
 def test_a_gpu_that_is_not_there_is_an_error_that_says_how_to_get_one(
     exported: Callable[[str], Path], device: str
 ) -> None:
-    with pytest.raises(DeviceError, match=rf"{device}: .* install onnxruntime-gpu .*, or choose cpu"):
+    with pytest.raises(DeviceError, match=rf"{re.escape(device)}: .* install onnxruntime-gpu .*, or choose cpu"):
         OnnxPotential.load(exported("float32"), device=device)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:x", "auto:1", "cpu:0", ""])
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "auto:1", "cpu:0", "cpu+cpu", "cuda+gpu", ""])
 def test_what_is_no_device_is_an_error(exported: Callable[[str], Path], device: str) -> None:
     with pytest.raises(DeviceError, match="unknown device"):
         OnnxPotential.load(exported("float32"), device=device)
