@@ -356,7 +356,7 @@ def _in_bohr(
         cell = np.array(minkowski_reduce(cell)[0])
         if _images(cell, cutoff) > MOST_IMAGES:
             return None
-    inverse: NDArray[np.float64] = np.linalg.inv(cell)
+    inverse = np.asarray(np.linalg.inv(cell), dtype=np.float64)
     frac = _combined(positions, inverse)
     return _combined(frac - np.floor(frac), cell) / Bohr, cell / Bohr
 

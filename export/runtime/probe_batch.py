@@ -55,7 +55,8 @@ class ProbeBatch:
                 for structure in self.structures
             ],
             "outputs": {
-                name: np.where(np.isnan(values), None, values).tolist() for name, values in self.outputs.items()
+                name: np.where(np.isnan(values), np.array(None, dtype=object), values).tolist()
+                for name, values in self.outputs.items()
             },
             "limits": dict(self.limits),
         }

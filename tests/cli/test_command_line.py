@@ -243,7 +243,7 @@ def test_options_of_all_verbs_may_stand_before_the_verb(folder: Path) -> None:
 
 
 def test_a_slip_in_a_verb_or_option_is_told_with_the_right_word() -> None:
-    assert "Did you mean 'screen'?" in in_this_process("scren").stderr
+    assert "Did you mean 'screen'" in in_this_process("scren").stderr
     assert "--model" in in_this_process("screen", "--modl", "x").stderr
 
 
