@@ -204,11 +204,16 @@ class DispersionCorrected:
     Args:
         potential: Potential that is corrected.
         dispersion: The correction.
+
+    Attributes:
+        slots: Neighbour slots per batch of the potential.
+        in_flight: Number of batches of the potential to evaluate at a time.
     """
 
     def __init__(self, potential: Potential, dispersion: Dispersion) -> None:
         self.potential, self.dispersion = potential, dispersion
         self.slots = int(getattr(potential, "slots", DEFAULT_SLOTS))
+        self.in_flight = int(getattr(potential, "in_flight", 1))
 
     @property
     def cutoff(self) -> float:
