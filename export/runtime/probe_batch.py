@@ -54,10 +54,7 @@ class ProbeBatch:
                 }
                 for structure in self.structures
             ],
-            "outputs": {
-                name: np.where(np.isnan(values), np.array(None, dtype=object), values).tolist()
-                for name, values in self.outputs.items()
-            },
+            "outputs": {name: _without_nan(values) for name, values in self.outputs.items()},
             "limits": dict(self.limits),
         }
 
@@ -116,6 +113,13 @@ class ProbeBatch:
                     f"{self.limits[key]:.1e}; try another version of ONNX Runtime, or choose cpu"
                 )
         return report
+
+
+def _without_nan(values: NDArray[np.float64]) -> Any:
+    """Return an array as nested lists, with None in place of NaN."""
+    plain = values.astype(object)
+    plain[np.isnan(values)] = None
+    return plain.tolist()
 
 
 def _same_bits(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:

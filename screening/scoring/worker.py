@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -117,20 +118,22 @@ class CopyTask:
 
 
 class TimedPotential:
-    """A potential that adds up the time spent on evaluations.
+    """A potential that adds up the time during which at least one evaluation runs.
 
     Args:
         potential: Potential to evaluate.
 
     Attributes:
         slots: Neighbour slots per batch.
+        in_flight: Number of batches to evaluate at a time.
         seconds: Time spent on evaluations so far, seconds.
     """
 
     def __init__(self, potential: Ensemble | DispersionCorrected) -> None:
         self._potential = potential
-        self.slots = potential.slots
+        self.slots, self.in_flight = potential.slots, potential.in_flight
         self.seconds = 0.0
+        self._lock, self._running, self._began = threading.Lock(), 0, 0.0
 
     @property
     def cutoff(self) -> float:
@@ -149,11 +152,17 @@ class TimedPotential:
 
     def evaluate(self, block: GraphBlock) -> Evaluation:
         """Evaluate all outputs for all structures of a block."""
-        begin = time.perf_counter()
+        with self._lock:
+            if self._running == 0:
+                self._began = time.perf_counter()
+            self._running += 1
         try:
             return self._potential.evaluate(block)
         finally:
-            self.seconds += time.perf_counter() - begin
+            with self._lock:
+                self._running -= 1
+                if self._running == 0:
+                    self.seconds += time.perf_counter() - self._began
 
 
 def screen_part(task: ScreenTask | CopyTask) -> PartManifest:

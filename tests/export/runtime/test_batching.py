@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from equiscreen.export import OnnxPotential
 from equiscreen.export.runtime.batching import evaluate_batches
+from equiscreen.export.runtime.ensemble import Ensemble
 from equiscreen.pipeline import GraphBlock
 from equiscreen.pipeline.graphs.potential import Evaluation
 from equiscreen.pipeline.structures.random_crystals import probe_structures
+from equiscreen.screening.scoring.worker import TimedPotential
 
 from ...conftest import CUTOFF, ELEMENTS
 
@@ -106,6 +109,16 @@ def test_what_fits_into_memory_does_not_depend_on_the_batches_beside_it(
     assert {row for row, energy in alone.items() if energy is None} == {
         *np.flatnonzero(block.n_atoms > memory).tolist()
     }
+
+
+def test_the_time_of_batches_that_overlap_counts_once(potential: OnnxPotential, block: GraphBlock) -> None:
+    timed = TimedPotential(Ensemble([potential], ["m.onnx"]))
+    assert timed.in_flight == 1
+    timed.in_flight, timed.slots = 2, 500
+    begin = time.perf_counter()
+    done = [rows for rows, _ in evaluate_batches(block, np.arange(len(block)), timed)]
+    assert len(done) > 2
+    assert 0 < timed.seconds <= time.perf_counter() - begin
 
 
 def test_another_error_ends_the_evaluation(potential: OnnxPotential, block: GraphBlock) -> None:
