@@ -32,8 +32,13 @@ from .networks import (
 )
 from .tensors import kinds_of
 
+# Variants whose laws only the slow tests check.
+LONG = ("mix", "bessel", "deep")
 
-@pytest.fixture(params=list(NETWORKS), scope="module")
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in NETWORKS], scope="module"
+)
 def torch_potential(request: pytest.FixtureRequest) -> TorchPotential:
     return TorchPotential(network_of(NETWORKS[request.param]))
 

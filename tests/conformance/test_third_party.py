@@ -71,6 +71,7 @@ def test_a_model_obeys_the_laws_without_pytorch(exported: Callable[[str], Path],
     assert "differences of forces need float64" in done.stdout
 
 
+@pytest.mark.slow
 def test_emt_obeys_the_laws(tmp_path: Path) -> None:
     done = run(tmp_path, *EMT, "--elements", "Al,Cu,Au")
     assert done.returncode == 0, done.stdout + done.stderr

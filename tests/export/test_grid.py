@@ -48,7 +48,7 @@ HANDFUL = [
     ("small", "natural", "none", None, "float32", 17),
     pytest.param("medium", "o3", "scalar", ("energy",), "float64", 23, marks=pytest.mark.slow),
     pytest.param("large", "so3", "tensor", ("energy", "permittivity"), "float32", 20, marks=pytest.mark.slow),
-    ("small", "o3", "tensor", ("forces", "stress"), "float64", 18),
+    pytest.param("small", "o3", "tensor", ("forces", "stress"), "float64", 18, marks=pytest.mark.slow),
     pytest.param("sevennet", "so3", "none", ("energy", "forces"), "float32", 23, marks=pytest.mark.slow),
     pytest.param("nequix", "natural", "none", ("energy",), "float64", 17, marks=pytest.mark.slow),
 ]

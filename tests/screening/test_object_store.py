@@ -93,6 +93,7 @@ def test_every_step_in_a_bucket_is_as_on_disk(
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_last_step_in_a_bucket_reads_no_working_folder(
     bucket: s3fs.S3FileSystem,
     cluster: str,

@@ -233,6 +233,7 @@ def test_a_missing_library_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatc
         Protocol.of(PRESETS["default"], ["phonons"], EmtPotential())
 
 
+@pytest.mark.slow
 def test_a_dataset_holds_what_phonopy_needs(exported: Callable[[str], Path], tmp_path: Path) -> None:
     """Tables of several crystals lie one after another; the crystals of an untrained network are hardly stable."""
     atoms = [bulk("Cu"), bulk("Al"), fcc111("Al", (1, 1, 2), vacuum=5.0)]
