@@ -119,7 +119,7 @@ FINE_TUNING_DEFAULTS: Mapping[str, Any] = {
 }
 # Defaults that differ further with replay: a batch then holds about 2 new structures and 11 replayed ones, since few
 # replayed structures and large steps make a network forget more than no replay at all.
-REPLAY_DEFAULTS: Mapping[str, Any] = {"max_epochs": 12, "batch_size": 13, "learning_rate": 6e-4}
+REPLAY_DEFAULTS: Mapping[str, Any] = {"batch_size": 13, "learning_rate": 5e-4}
 
 
 class TrainingConfig(Section):

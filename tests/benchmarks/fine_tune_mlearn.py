@@ -12,7 +12,8 @@ strained by 1 % and rattled by 0.05 angstrom, since crystals at rest have no for
 the network before fine-tuning, with the same reference energies, since the shift of silicon's reference energy only
 changes the zero of energy.
 
-Running the same command again resumes interrupted work and does not repeat finished work.
+Running the same command again resumes interrupted work and does not repeat finished work. Prints the text of
+`fine_tune_mlearn.txt`, for which the run with replay had one thread, and other programs ran at the same time.
 """
 
 from __future__ import annotations
