@@ -48,7 +48,7 @@ class VibrationalFreeEnergies:
             )
 
     def at(self, start: int, stop: int) -> NDArray[np.float64]:
-        """Free energies of consecutive rows: float64[n], eV/atom; NaN without phonons, or with imaginary modes."""
+        """Return free energies of consecutive rows: float64[n], eV/atom; NaN without phonons or with imaginary modes."""
         energies = np.asarray(self._scores.column(_FREE_ENERGY, start, stop), dtype=np.float64)
         slopes = -np.asarray(self._scores.column(_ENTROPY, start, stop), dtype=np.float64) * _J_PER_MOL
         found = interpolated(self._temperatures, energies, slopes, self._temperature)
@@ -56,14 +56,14 @@ class VibrationalFreeEnergies:
         return np.where(is_ok, found, np.nan)
 
     def check_references(self, names: Sequence[str], rows: NDArray[np.int64]) -> None:
-        """Reject references without a free energy, which would be missing from the hull.
+        """Check that all references have a free energy; the hull would lack the others.
 
         Args:
             names: Ids of these references.
             rows: int64[n], their rows in the dataset.
 
         Raises:
-            ConfigError: There is one.
+            ConfigError: A reference has no free energy.
         """
         if len(rows) == 0:
             return
@@ -82,7 +82,7 @@ class VibrationalFreeEnergies:
 def interpolated(
     points: NDArray[np.float64], values: NDArray[np.float64], slopes: NDArray[np.float64], place: float
 ) -> NDArray[np.float64]:
-    """Cubic Hermite interpolation.
+    """Return the values of a cubic Hermite interpolation.
 
     Args:
         points: float64[m], in any order.

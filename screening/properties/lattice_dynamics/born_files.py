@@ -106,7 +106,7 @@ class BornFiles:
 
 
 def content_hash(charges: Sequence[BornCharges | None]) -> str:
-    """SHA-256 of the numbers of some charges."""
+    """Return the SHA-256 of the numbers of some charges."""
     digest = hashlib.sha256()
     for one in charges:
         digest.update(b"-" if one is None else one.charges.tobytes() + one.dielectric.tobytes())
@@ -114,7 +114,7 @@ def content_hash(charges: Sequence[BornCharges | None]) -> str:
 
 
 def _charges(file: Path, name: str, structure: Structure, symprec: float) -> BornCharges:
-    """Charges of all atoms of a crystal, with its symmetry.
+    """Return the charges of all atoms of a crystal, with its symmetry.
 
     Raises:
         ConfigError: The file cannot be read, or does not fit the crystal.
