@@ -196,8 +196,8 @@ class Dispersion:
 class DispersionCorrected:
     """The sum of a potential and a dispersion correction, which is a potential again.
 
-    Energies (also those of each member of an ensemble), forces and stresses are corrected; other outputs, and the
-    spread of an ensemble, are those of the potential. Elements without D3 parameters are not supported.
+    Energies (including each member's energies in an ensemble), forces and stresses are corrected; other outputs and the
+    spread of an ensemble are the potential's own. Elements without D3 parameters are not supported.
 
     Args:
         potential: Potential that is corrected.
@@ -310,7 +310,7 @@ def _functional(path: str, metadata: ModelMetadata, dispersion: str) -> str:
     if stated:
         raise ConfigError(
             f"{path}: the energies of this model follow {stated}, for which `--dispersion {dispersion}` has no damping "
-            "parameters; use a model of PBE or r2SCAN energies, or leave out the dispersion"
+            "parameters; use a model of PBE or r2SCAN energies, or omit --dispersion"
         )
     raise ConfigError(
         f"{path}: the energy scheme {metadata.energy_scheme} names no functional, which `--dispersion {dispersion}` "
@@ -375,7 +375,7 @@ def _combined(factors: NDArray[np.float64], vectors: NDArray[np.float64]) -> NDA
 
 @lru_cache(maxsize=1)
 def _extension() -> ctypes.CDLL:
-    """Return the compiled part of the library, whose symbols include those of the libraries that it depends on."""
+    """Return the compiled part of the library; its symbols include the symbols of its dependencies."""
     from dftd3 import _libdftd3  # noqa: PLC0415 - an extra
 
     return ctypes.CDLL(_libdftd3.__file__)
@@ -386,7 +386,7 @@ def one_thread(library: ctypes.CDLL) -> Iterator[None]:
     """Make a library that was compiled with OpenMP use one thread in this block.
 
     With several threads, the order of its sums, and with it the last bits, would change from run to run. The wheels of
-    dftd3 on PyPI are compiled without OpenMP, those of conda-forge with it. The setting belongs to the thread that
+    dftd3 on PyPI are compiled without OpenMP, conda-forge's packages with it. The setting belongs to the thread that
     calls, so that other threads are not affected.
 
     Args:

@@ -48,7 +48,7 @@ class VibrationalFreeEnergies:
             )
 
     def at(self, start: int, stop: int) -> NDArray[np.float64]:
-        """Return free energies of consecutive rows: float64[n], eV/atom; NaN without phonons or with imaginary modes."""
+        """Return the free energies of some rows, float64[n], eV/atom; NaN without phonons or with imaginary modes."""
         energies = np.asarray(self._scores.column(_FREE_ENERGY, start, stop), dtype=np.float64)
         slopes = -np.asarray(self._scores.column(_ENTROPY, start, stop), dtype=np.float64) * _J_PER_MOL
         found = interpolated(self._temperatures, energies, slopes, self._temperature)

@@ -58,7 +58,7 @@ class PhononBands:
 def phonon_bands(rows: ScoresReader, table: CandidateTable) -> dict[int, PhononBands]:
     """Read the bands of the best distinct candidates.
 
-    A hull or a selection has no tables; those of the dataset of properties that it was made from are read.
+    A hull or a selection has no tables; the tables are read from the dataset of properties that it was made from.
 
     Args:
         rows: Reader of the dataset.
