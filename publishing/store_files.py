@@ -80,7 +80,7 @@ class StoreFiles:
             return public_root(path.read_bytes(), changes)
 
     def written(self) -> float | None:
-        """When the root file was written, in seconds since 1970; None if the server does not say."""
+        """Return when the root file was written, in seconds since 1970; None if the server does not say."""
         if isinstance(self.path, Path):
             return (self.path / ROOT_FILE).stat().st_mtime
         try:

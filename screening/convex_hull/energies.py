@@ -69,8 +69,8 @@ class ScoredEnergies(ScoresReader):
     Attributes:
         scheme: Energy scheme of the model or, for labels, of the labels.
         model: Hash of the model's weights; empty if the dataset does not record one.
-        basis: Hash of the weights that define the zero of energy of the scheme ``own``: those of the model or, if the
-            model was distilled, those of its teacher.
+        basis: Hash of the weights that define the zero of energy of the scheme ``own``: the model's own weights or, if
+            the model was distilled, its teacher's.
         relaxed: Whether the structures were relaxed; true for labels, which are assumed to come from relaxed
             structures.
 

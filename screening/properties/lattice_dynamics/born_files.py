@@ -46,14 +46,14 @@ class BornFiles:
                 ``ID.BORN`` for each structure.
 
         Raises:
-            ConfigError: There is no such file or folder, the folder holds no such file, or two for one structure.
+            ConfigError: The path does not exist, or the folder holds no such file or two for the same structure.
         """
         place = Path(path)
         if place.is_file():
             return cls(place, {None: place})
         if not place.is_dir():
             raise ConfigError(
-                f"{place}: no such file or folder; give a file in phonopy's format BORN, or a folder of them"
+                f"{place}: no such file or folder; give a file in phonopy's format BORN, or a folder of such files"
             )
         found: dict[str | None, Path] = {}
         for file in sorted(place.rglob(f"*{FILE_NAME}")):
