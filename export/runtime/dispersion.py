@@ -194,7 +194,7 @@ class Dispersion:
 
 
 class DispersionCorrected:
-    """The sum of a potential and a dispersion correction, which is a potential again.
+    """A potential with a dispersion correction: the sum of both, itself a potential.
 
     Energies (including each member's energies in an ensemble), forces and stresses are corrected; other outputs and the
     spread of an ensemble are the potential's own. Elements without D3 parameters are not supported.
