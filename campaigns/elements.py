@@ -81,7 +81,7 @@ def own_elements(
 
 
 def elements_path(potential: OnnxPotential, dispersion: str = NO_DISPERSION) -> Path:
-    """Path of the dataset of elements in the cache.
+    """Return the path of the dataset of elements in the cache.
 
     The path depends on the weights, the dispersion correction, and the versions of equiscreen and of the library of the
     correction.

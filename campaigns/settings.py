@@ -53,7 +53,7 @@ class RankSettings(BaseModel):
         sources: Structure files, as for `equiscreen.pipeline.featurize`; or one graph store.
         model: Name of published weights, ONNX file, checkpoint or run folder; see `campaigns.models`.
         dispersion: Dispersion correction that is added to the model: ``none``, ``d3`` or ``d3-atm``. References other
-            than datasets with the same correction then need `relax_references`, and the hull is that of the relaxed
+            than datasets with the same correction then need `relax_references`, and the hull is made of the relaxed
             references alone.
         references: Reference phases of the hull, as for `equiscreen.screening.hull`; without any, structures are ranked
             by their formation energy.

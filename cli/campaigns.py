@@ -229,7 +229,7 @@ def distill(
         typer.Option(
             metavar="small|medium|large",
             help="Preset of the student's network; docs/training.md lists what each costs.",
-            show_default="small, or that of --config",
+            show_default="small, or the preset in --config",
         ),
     ] = None,
     config: Annotated[
@@ -240,13 +240,13 @@ def distill(
         ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Number of epochs.", show_default="200, or that of --config")
+        int | None, typer.Option(min=1, help="Maximum number of epochs.", show_default="200, or the value in --config")
     ] = None,
     cutoff: Annotated[
         float | None,
         typer.Option(
-            help="Cutoff of the student, angstrom, at most that of the graph store. A smaller cutoff makes a faster, "
-            "less accurate student.",
+            help="Cutoff of the student, angstrom; at most the cutoff of the graph store. A smaller cutoff makes a "
+            "faster, less accurate student.",
             show_default="the teacher's",
         ),
     ] = None,
@@ -263,21 +263,21 @@ def distill(
         int,
         typer.Option(
             min=0,
-            help="Also relax each crystal with the teacher for up to 25 steps, and use this many of the steps; worth "
-            "its time if the candidates are far from their minima.",
+            help="Also relax each crystal with the teacher for up to 25 steps, and use this many of the steps; "
+            "worthwhile if the candidates are far from their minima.",
         ),
     ] = 0,
     hold_out: Annotated[
         float,
         typer.Option(
-            help="Fraction of the structures to hold out for the comparison, in whole crystals; as many more choose "
-            "the best epoch."
+            help="Fraction of the structures to hold out for the comparison, in whole crystals; an equal fraction "
+            "is held out to choose the best epoch."
         ),
     ] = 0.1,
     hold_out_by: Annotated[
         HoldOutBy,
         typer.Option(
-            help="What a held-out crystal may not share with those trained on: its `composition`, or only its "
+            help="What a held-out crystal may not share with training crystals: its `composition`, or only its "
             "`structure`, for polymorphs of a few compositions."
         ),
     ] = HoldOutBy.COMPOSITION,

@@ -57,7 +57,7 @@ Dispersion = Annotated[
     typer.Option(
         help="Dispersion to add to the energies, forces and stresses of the model: d3 is DFT-D3 with Becke-Johnson "
         "damping for the model's functional (PBE or r2SCAN), like VASP's IVDW=12; d3-atm adds the three-body term, "
-        "which takes some ten times as long as 7net-0. Energies are then comparable only with others that include "
+        "which takes about ten times as long as 7net-0. Energies are then comparable only with others that include "
         "the same correction. Needs `pip install 'equiscreen[properties]'`."
     ),
 ]

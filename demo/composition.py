@@ -23,7 +23,7 @@ def element_fractions(block: GraphBlock, numbers: ArrayLike) -> NDArray[np.float
 
 
 def reliable_energies(scores: xr.Dataset) -> NDArray[np.float64]:
-    """Energies of all rows, float64[n] (eV/atom); NaN where the status is not ok."""
+    """Return the energies of all rows, float64[n] (eV/atom); NaN where the status is not ok."""
     return np.where(scores["status"].values == OK, scores["energy_per_atom"].values, np.nan)
 
 

@@ -27,15 +27,15 @@ NO_DISPERSION, DISPERSIONS = "none", ("d3", "d3-atm")
 
 
 def plus_dispersion(scheme: str, dispersion: str) -> str:
-    """Scheme of the energies of another scheme after a dispersion correction."""
+    """Return the scheme of energies after a dispersion correction."""
     return scheme if dispersion == NO_DISPERSION else f"{scheme}+{dispersion}"
 
 
 def dispersion_of(scheme: str) -> str:
-    """Dispersion correction that the energies of a scheme include; ``none`` if there is none."""
+    """Return the dispersion correction that the energies of a scheme include; ``none`` if there is none."""
     return scheme.partition("+")[2] or NO_DISPERSION
 
 
 def without_dispersion(scheme: str) -> str:
-    """Scheme of the same energies without their dispersion correction."""
+    """Return the scheme of the same energies without their dispersion correction."""
     return scheme.partition("+")[0]

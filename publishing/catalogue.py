@@ -184,7 +184,7 @@ def open_catalogue(location: str | Path) -> OpenedCatalogue:
 
 
 def _hash_of(place: Place, store: str) -> str | None:
-    """Hash stored in the root file of a store; None if there is none."""
+    """Return the hash stored in the root file of a store; None if there is none."""
     content = place.read(f"{store}/{ROOT_FILE}", _MOST)
     try:
         return None if content is None else str(json.loads(content)["attributes"]["store_hash"])

@@ -1,4 +1,4 @@
-"""A publication as one ZIP file, an RO-Crate that archives of research data take."""
+"""A publication as one ZIP file: an RO-Crate, which archives of research data accept."""
 
 from __future__ import annotations
 
@@ -90,6 +90,6 @@ def crate(
 
 
 def crate_path(scores: str | Path) -> str:
-    """Default path of a crate: ``S.crate.zip`` for ``S.zarr``; in the current folder if the scores are at a URL."""
+    """Return the default path: ``S.crate.zip`` for ``S.zarr``; in the current folder if the scores are at a URL."""
     path = without_query(redact_urls(str(scores))).rstrip("/").removesuffix(".zarr")
     return f"{path.rsplit('/', 1)[-1] if '://' in path else path}.crate.zip"

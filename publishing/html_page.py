@@ -100,7 +100,7 @@ def html_table(
 
 
 def cell_text(value: object) -> str:
-    """Text of a cell, on one line: floats have four decimals, and a missing value is ``-``."""
+    """Return the text of a cell, on one line: floats have four decimals, and a missing value is ``-``."""
     if value is None or value != value:  # noqa: PLR0124 - NaN
         return "-"
     if isinstance(value, float):

@@ -45,7 +45,7 @@ class Place:
         return self.url
 
     def sizes(self) -> Mapping[str, int]:
-        """Sizes of all files (bytes), by their names relative to the folder; empty if the folder does not exist.
+        """Return the sizes of all files (bytes) by name relative to the folder; empty if the folder does not exist.
 
         Raises:
             OutputExistsError: The place cannot be listed.

@@ -281,7 +281,7 @@ def _check_apart(target: Place, inputs: Sequence[Path | str]) -> None:
 
 
 def _name(scores: str | Path) -> str:
-    """Name of a dataset, the last part of its path or URL."""
+    """Return the name of a dataset, the last part of its path or URL."""
     return without_query(redact_urls(str(scores))).rstrip("/").rsplit("/", maxsplit=1)[-1]
 
 
@@ -381,7 +381,7 @@ def _catalogue(
 
 
 def _date(seconds: float | None) -> str:
-    """Date and time in UTC, ISO 8601; empty if unknown."""
+    """Return the date and time in UTC, ISO 8601; empty if unknown."""
     return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 

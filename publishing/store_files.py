@@ -27,7 +27,7 @@ _OPTIONAL = (FAILURES_FILE, DUPLICATES_FILE)
 class StoreFiles:
     """The files of a store.
 
-    A plain web server has no listing, so that the names behind a URL follow from the metadata of the arrays.
+    A plain web server lists no files, so the names behind a URL follow from the metadata of the arrays.
 
     Args:
         path: Path or URL of the store.
@@ -48,7 +48,7 @@ class StoreFiles:
         return redact_urls(str(self.path))
 
     def names(self, arrays: Mapping[str, Any]) -> list[str]:
-        """Names of all files but the root file, relative to the store.
+        """Return the names of all files but the root file, relative to the store.
 
         Args:
             arrays: All arrays of the store, as Zarr has opened them.
@@ -68,7 +68,7 @@ class StoreFiles:
         return [CHECKSUMS_FILE, *optional, *(name for array in arrays.items() for name in _names_of(*array))]
 
     def root(self, changes: Mapping[str, Any]) -> bytes:
-        """Content of the root file with public attributes.
+        """Return the content of the root file with public attributes.
 
         Args:
             changes: Attributes to set.
@@ -80,7 +80,7 @@ class StoreFiles:
             return public_root(path.read_bytes(), changes)
 
     def written(self) -> float | None:
-        """When the root file was written, in seconds since 1970; None if the server does not say."""
+        """Return when the root file was written, in seconds since 1970; None if the server does not say."""
         if isinstance(self.path, Path):
             return (self.path / ROOT_FILE).stat().st_mtime
         try:
@@ -115,7 +115,7 @@ class StoreFiles:
 
 
 def _names_of(name: str, array: zarr.Array[Any]) -> Iterator[str]:
-    """Files of an array, all of which exist: its metadata and its shards, which follow each other along axis 0."""
+    """Yield the files of an array, all of which exist: its metadata, and its shards along axis 0."""
     yield f"{name}/{_ARRAY_FILE}"
     if not array.ndim:
         yield f"{name}/c"

@@ -109,10 +109,10 @@ def distill(
         The account of all structures, and the errors and the speed of the student.
 
     Raises:
-        ConfigError: A setting is invalid, the student's cutoff exceeds that of the crystals' graphs, or there are too
-            few different crystals.
+        ConfigError: A setting is invalid, the student's cutoff exceeds the cutoff of the crystals' graphs, or there
+            are too few different crystals.
         ModelFileError: The teacher is unknown or cannot be used, lacks energy, forces or stress, or its cutoff exceeds
-            that of the crystals' graphs.
+            the cutoff of the crystals' graphs.
         SourceError: A file does not exist, or holds no structure that can be read.
         StoreError: A store cannot be read or changed during the run, or no held-out crystal can be compared.
         DeviceError: The device does not exist here, or on a worker.
@@ -235,7 +235,7 @@ class _Steps:
         split = Split.load(self.folder / RUN / "split.npz", [self.labelled])
         (held_out,) = split.test
         errors, of_variants = held_out_errors(self.labelled, held_out, student)
-        # On the CPU even if the labels came from a GPU: the rates are those of one core.
+        # On the CPU even if the labels came from a GPU: the rates are measured on one core.
         speed = rates(self.labelled, held_out, OnnxPotential.load(self.model, threads=1), student)
         teacher = labelling_model(self.model, self.potential)
         parts = self._parts(split)
@@ -286,10 +286,10 @@ def _graph_cutoff(config: Config, potential: OnnxPotential) -> float:
 
 
 def _check_student_cutoff(config: Config, available: float, where: str) -> None:
-    """Reject a student that could not screen the crystals.
+    """Check that the student can screen the crystals' graphs.
 
     Raises:
-        ConfigError: The cutoff of the student is larger than that of the crystals' graphs.
+        ConfigError: The cutoff of the student is larger than the cutoff of the graphs.
     """
     wanted = config.network.cutoff or available
     if wanted > available:

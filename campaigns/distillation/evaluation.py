@@ -51,7 +51,7 @@ class Errors:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Rates of teacher and student on the same held-out crystals, energy, forces and stress, on one thread.
+    """Speed of teacher and student on one thread: energy, forces and stress of the same held-out crystals.
 
     Attributes:
         crystals: Number of crystals.

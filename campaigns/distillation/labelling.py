@@ -56,10 +56,10 @@ def label_crystals(
     cutoff: float,
     options: RunOptions,
 ) -> None:
-    """Write the store of labelled structures; a run that was interrupted resumes.
+    """Write the store of labelled structures; an interrupted run resumes.
 
-    Crystals with elements that the teacher does not cover have a row without labels, and no variants. So has a crystal
-    that kills its worker. Of equal structures, one is stored.
+    A crystal that kills its worker, or has elements that the teacher does not cover, has a row without labels and no
+    variants. Only one of several equal structures is stored.
 
     Args:
         graphs: Graph store of the crystals.
@@ -184,8 +184,8 @@ def check_groups(graphs: GraphStore, potential: OnnxPotential, groups: Sequence[
     """Check that some crystals can be held out for validation and comparison, and others are left to train on.
 
     Raises:
-        ConfigError: The crystals that the teacher covers have fewer than three compositions, or there are fewer than
-            three different crystals.
+        ConfigError: The teacher covers fewer than three different crystals or, if crystals are held out by composition,
+            fewer than three compositions.
     """
     names: list[str] = []
     covered: list[NDArray[np.bool_]] = []
@@ -197,18 +197,16 @@ def check_groups(graphs: GraphStore, potential: OnnxPotential, groups: Sequence[
     crystals = len(set(np.array(groups)[known].tolist()))
     compositions = len({name for name, ok in zip(names, known.tolist(), strict=True) if ok})
     if not known.any():
-        raise ConfigError(
-            f"{graphs.path}: the teacher covers the elements of none of its crystals; use another teacher"
-        )
+        raise ConfigError(f"{graphs.path}: the teacher does not cover all elements of any crystal; use another teacher")
     if crystals < LEAST_GROUPS:
         raise ConfigError(
             f"{graphs.path}: a distillation needs at least {LEAST_GROUPS} different crystals that the teacher covers "
-            f"(to train, to validate and to compare), but this store holds {crystals}; add crystals"
+            f"(to train, to validate and to compare), but covers only {crystals} in this store; add crystals"
         )
     if by is HoldOutBy.COMPOSITION and compositions < LEAST_GROUPS:
         raise ConfigError(
-            f"{graphs.path}: holding out crystals by composition needs at least {LEAST_GROUPS} compositions, but this "
-            f"store holds {compositions}; use --hold-out-by structure, or add crystals"
+            f"{graphs.path}: holding out crystals by composition needs at least {LEAST_GROUPS} compositions that the "
+            f"teacher covers, but this store holds {compositions}; use --hold-out-by structure, or add crystals"
         )
 
 
@@ -233,7 +231,7 @@ def chosen_rows(size: int, crystals: int | None, seed: int) -> NDArray[np.int64]
 
 
 def summary(counts: Mapping[str, int], statuses: Mapping[str, int]) -> str:
-    """Return the account of the labelled structures, as one line of text."""
+    """Return the numbers of labelled structures by outcome, as one line of text."""
     told = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in statuses.items())
     return (
         f"read {counts['read']:,} = stored {counts['stored']:,} + failed {counts['failed']:,} + duplicate "

@@ -47,11 +47,11 @@ class VariantSettings:
 
     def __post_init__(self) -> None:
         if min(self.variants, self.frames, self.seed) < 0:
-            raise ConfigError("the numbers of variants and frames and the seed must not be negative")
+            raise ConfigError("--variants, --frames and --seed must not be negative")
         if not (0 <= self.rattle < 1 and 0 <= self.strain < 0.3):
             raise ConfigError(
-                f"--rattle {self.rattle:g} and --strain {self.strain:g} are out of range: choose a rattle from 0 to 1 "
-                "angstrom and a strain from 0 to 0.3"
+                f"--rattle {self.rattle:g} and --strain {self.strain:g} are out of range: choose a rattle from 0 to "
+                "below 1 angstrom and a strain from 0 to below 0.3"
             )
         if self.variants and not (self.rattle or self.strain):
             raise ConfigError(

@@ -184,7 +184,7 @@ def _crystals(task: LabelTask) -> list[Crystal]:
 
 
 def _write(task: LabelTask, rows: _Rows, potential: Potential) -> PartManifest:
-    """Label the structures and write the part; a crystal always has a graph, since the store has a larger one."""
+    """Label the structures and write the part; every crystal has a graph, as it has one in the source store."""
     block = GraphBlock.concatenate(rows.blocks)
     labels = label_block(block, potential, task.plausibility, skip=task.skip)
     hashes = b"".join(structure.content_hash() for structure in rows.structures)

@@ -117,7 +117,7 @@ def find_model(name: str, modality: str | None = None) -> CatalogModel:
 
     Raises:
         ModelFileError: There is no such name or fidelity, the name and `modality` give different fidelities, or the
-            hash is malformed or not that of the weights.
+            hash is malformed or does not match the weights.
     """
     whole, at, digits = name.partition("@")
     base, slash, stated = whole.partition("/")

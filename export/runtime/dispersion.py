@@ -105,7 +105,7 @@ class Dispersion:
 
     @classmethod
     def of(cls, name: str, models: Mapping[str, ModelMetadata]) -> Self | None:
-        """The correction with a name, for the functional that some models were trained on.
+        """Return the correction with a name, for the functional that the models were trained on.
 
         Args:
             name: ``d3``, ``d3-atm``, or ``none``.
@@ -133,12 +133,12 @@ class Dispersion:
         return cls(name, functional, installed_version(), s8, a1, a2, s9=float(name == "d3-atm"))
 
     def record(self) -> dict[str, Any]:
-        """The correction, for the attributes of a dataset and the identity of a run."""
+        """Return the correction, for the attributes of a dataset and the identity of a run."""
         units = "a2 in bohr; cutoffs and widths in angstrom"
         return {"method": "DFT-D3(BJ)", "library": f"{LIBRARY} {self.version}", **asdict(self), "units": units}
 
     def evaluate(self, block: GraphBlock) -> Evaluation:
-        """Dispersion energies, forces and stresses of the structures of a block.
+        """Return dispersion energies, forces and stresses of the structures of a block.
 
         Args:
             block: The structures; their edges are not used, since this correction reaches further.
@@ -148,7 +148,7 @@ class Dispersion:
 
         Raises:
             UnknownElementError: An element has no D3 parameters.
-            ConfigError: The library is missing, or another version than the one of this correction.
+            ConfigError: The library is missing, or its version differs from the correction's.
         """
         unknown = sorted({*np.unique(block.atomic_number).tolist()} - ELEMENTS)
         if unknown:
@@ -169,7 +169,7 @@ class Dispersion:
     def _of_structure(
         self, numbers: NDArray[np.uint8], positions: NDArray[np.float64], lattice: NDArray[np.float64] | None
     ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]] | None:
-        """Energy (eV), forces (eV/angstrom) and virial (eV) of a structure; None if the library fails.
+        """Return the energy (eV), forces (eV/angstrom) and virial (eV) of a structure; None if the library fails.
 
         Args:
             numbers: uint8[n_atoms], atomic numbers.
@@ -196,10 +196,10 @@ class Dispersion:
 
 
 class DispersionCorrected:
-    """The sum of a potential and a dispersion correction, which is a potential again.
+    """A potential with a dispersion correction: the sum of both, itself a potential.
 
-    Energies (also those of each member of an ensemble), forces and stresses are corrected; other outputs, and the
-    spread of an ensemble, are those of the potential. Elements without D3 parameters are not supported.
+    Energies (including each member's energies in an ensemble), forces and stresses are corrected; other outputs and the
+    spread of an ensemble are the potential's own. Elements without D3 parameters are not supported.
 
     Args:
         potential: Potential that is corrected.
@@ -217,7 +217,7 @@ class DispersionCorrected:
 
     @property
     def cutoff(self) -> float:
-        """Cutoff of the graphs, which is that of the potential, angstrom."""
+        """Cutoff of the graphs and of the potential, angstrom."""
         return self.potential.cutoff
 
     @property
@@ -256,17 +256,17 @@ class DispersionCorrected:
 
 
 def with_dispersion(potential: Uncorrected, dispersion: Dispersion | None) -> Uncorrected | DispersionCorrected:
-    """A potential plus a correction; the potential itself if there is none."""
+    """Return a potential plus a correction; the potential itself if there is none."""
     return potential if dispersion is None else DispersionCorrected(potential, dispersion)
 
 
 def recorded(dispersion: Dispersion | None) -> dict[str, Any] | None:
-    """A correction with all of its parameters, for the identity of a run; None if there is none."""
+    """Return a correction with all of its parameters, for the identity of a run; None if there is none."""
     return None if dispersion is None else dispersion.record()
 
 
 def provenance_with(provenance: Mapping[str, Any], dispersion: Dispersion | None) -> dict[str, Any]:
-    """Provenance of a model plus a correction, if there is one: another energy scheme, and the parameters."""
+    """Return the provenance of a model with its correction, if any: another energy scheme, and the parameters."""
     if dispersion is None:
         return dict(provenance)
     scheme = plus_dispersion(str(provenance["energy_scheme"]), dispersion.name)
@@ -275,7 +275,7 @@ def provenance_with(provenance: Mapping[str, Any], dispersion: Dispersion | None
 
 @lru_cache(maxsize=1)
 def installed_version() -> str:
-    """Version of the library.
+    """Return the version of the library.
 
     Raises:
         ConfigError: The library is not installed, or too old.
@@ -302,7 +302,7 @@ def _check_version(expected: str) -> None:
 
 
 def _functional(path: str, metadata: ModelMetadata, dispersion: str) -> str:
-    """Functional of a model, as the library names it.
+    """Return the functional of a model, as the library names it.
 
     Raises:
         ConfigError: The model predicts no energy, or its functional is unknown or has no damping parameters.
@@ -317,7 +317,7 @@ def _functional(path: str, metadata: ModelMetadata, dispersion: str) -> str:
     if stated:
         raise ConfigError(
             f"{path}: the energies of this model follow {stated}, for which `--dispersion {dispersion}` has no damping "
-            "parameters; use a model of PBE or r2SCAN energies, or leave out the dispersion"
+            "parameters; use a model of PBE or r2SCAN energies, or omit --dispersion"
         )
     raise ConfigError(
         f"{path}: the energy scheme {metadata.energy_scheme} names no functional, which `--dispersion {dispersion}` "
@@ -329,7 +329,7 @@ def _functional(path: str, metadata: ModelMetadata, dispersion: str) -> str:
 def _in_bohr(
     cell: NDArray[np.float64], frac: NDArray[np.float64], pbc: NDArray[np.bool_], cutoff: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None] | None:
-    """Positions and lattice of a structure for the library, in bohr.
+    """Return the positions and lattice of a structure for the library, in bohr.
 
     The library expects atoms wrapped into the cell, since it searches only as many images as the cutoff needs; during a
     relaxation atoms leave their cell. Slabs and chains become crystals whose images do not see each other: dftd3 1.7.0
@@ -367,15 +367,15 @@ def _in_bohr(
 
 
 def _images(cell: NDArray[np.float64], cutoff: float) -> float:
-    """Number of images of a cell (float64[3, 3], angstrom) that the library lists for a cutoff (angstrom)."""
+    """Return how many images of a cell (float64[3, 3], angstrom) the library lists for a cutoff (angstrom)."""
     heights = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
     return float(np.prod(2 * np.ceil(cutoff / heights) + 1))
 
 
 def _combined(factors: NDArray[np.float64], vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Linear combinations of three vectors: float64[n, 3].
+    """Return linear combinations of three vectors: float64[n, 3].
 
-    This is no matrix product, whose rounding may depend on the number of threads.
+    This does not use a matrix product, whose rounding may depend on the number of threads.
     """
     out: NDArray[np.float64] = factors[:, :1] * vectors[0] + factors[:, 1:2] * vectors[1] + factors[:, 2:] * vectors[2]
     return out
@@ -383,7 +383,7 @@ def _combined(factors: NDArray[np.float64], vectors: NDArray[np.float64]) -> NDA
 
 @lru_cache(maxsize=1)
 def _extension() -> ctypes.CDLL:
-    """The compiled part of the library, whose symbols include those of the libraries that it depends on."""
+    """Return the compiled part of the library; its symbols include the symbols of its dependencies."""
     from dftd3 import _libdftd3  # noqa: PLC0415 - an extra
 
     return ctypes.CDLL(_libdftd3.__file__)
@@ -394,7 +394,7 @@ def one_thread(library: ctypes.CDLL) -> Iterator[None]:
     """Make a library that was compiled with OpenMP use one thread in this block.
 
     With several threads, the order of its sums, and with it the last bits, would change from run to run. The wheels of
-    dftd3 on PyPI are compiled without OpenMP, those of conda-forge with it. The setting belongs to the thread that
+    dftd3 on PyPI are compiled without OpenMP, conda-forge's packages with it. The setting belongs to the thread that
     calls, so that other threads are not affected.
 
     Args:

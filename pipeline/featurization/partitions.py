@@ -117,7 +117,7 @@ class Partition:
         return tuple(replace(self, begin=half.begin, end=half.end) for half in self.key.halves())
 
     def carried(self) -> Partition:
-        """The same partition with the content of its spool file, for workers that do not see the file."""
+        """Return the same partition with the content of its spool file, for workers that do not see the file."""
         if not isinstance(self.content, SpooledRecords):
             return self
         return replace(self, content=replace(self.content, data=self.content.path.read_bytes()))
@@ -163,7 +163,7 @@ def read_partition(partition: Partition, options: ReadOptions) -> Iterator[RawRe
 
 
 def _seen_database(path: Path, file: SourceFile) -> Path:
-    """Path of a database on a disk of this machine; a remote one is downloaded, once per process.
+    """Return the path of a database on a disk of this machine; a remote one is downloaded, once per process.
 
     Raises:
         UnreachableError: The database is local, and this machine does not see it.
@@ -175,12 +175,12 @@ def _seen_database(path: Path, file: SourceFile) -> Path:
 
 @lru_cache(maxsize=1)
 def _scratch_folder() -> TemporaryDirectory[str]:
-    """A folder that is removed at the end of the process."""
+    """Return a folder that is removed at the end of the process."""
     return TemporaryDirectory(prefix="equiscreen-")
 
 
 def _downloaded(file: SourceFile, folder: Path) -> Path:
-    """Path of a copy of a remote file, which is made if it does not exist."""
+    """Return the path of a copy of a remote file, which is made if it does not exist."""
     path = folder / f"source-{hashlib.sha256(f'{file.name} {file.version}'.encode()).hexdigest()[:16]}"
     if not path.exists():
         with atomic_path(path) as scratch, file.readable():

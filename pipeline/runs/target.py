@@ -92,7 +92,7 @@ class Target:
             return "equiscreen-" in json.dumps(json.loads(fs.cat_file(f"{path}/{ROOT_FILE}")).get("attributes", {}))
 
     def file_names(self) -> list[str]:
-        """Names of the files in the folder at the target, relative to it; empty if nothing is there.
+        """Return the names of the files in the folder at the target, relative to it; empty if nothing is there.
 
         Raises:
             OutputExistsError: The object store cannot be reached.

@@ -22,7 +22,7 @@ class LabellingModel:
         weights_sha256: SHA-256 of its weights, as in the metadata of the file.
         energy_scheme: Energy scheme of its energies; see `pipeline.energy_schemes`.
         energy_basis: SHA-256 of the weights that define the zero of energy of the scheme ``own``: the model's own or,
-            if the model was distilled itself, those of its teacher.
+            if the model was distilled itself, its teacher's.
         origin: What is known about the model: functional, training data, licence, citation.
     """
 

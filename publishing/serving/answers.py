@@ -93,7 +93,7 @@ def structure_cif(served: ServedScores, row: int) -> tuple[str, str]:
 
 
 def _table(served: ServedScores, found: Found, columns: Sequence[str]) -> pa.Table:
-    """The rows of an answer as a table; the first column is the row in the dataset."""
+    """Return the rows of an answer as a table; the first column is the row in the dataset."""
     values = {name: served.column(name)[found.rows] for name in columns}
     table = arrow_table(values, [served.reader.specs[name] for name in columns])
     return table.add_column(0, ROW, pa.array(found.rows))

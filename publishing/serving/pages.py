@@ -68,7 +68,7 @@ def browse_page(served: ServedScores, title: str, query: Conditions, found: Foun
 
 
 def _heading(served: ServedScores, name: str, given: Mapping[str, str], sorted_by: str) -> Heading:
-    """Heading of a column, which sorts the rows by it, or reverses their order if they are sorted by it."""
+    """Return the heading of a column, which sorts the rows by it, or reverses their order if they are sorted by it."""
     spec = served.reader.specs[name]
     unit = str(spec.attrs.get("units", "")).removeprefix("1")
     order = {name: "ascending", f"-{name}": "descending"}.get(sorted_by, "")
@@ -78,7 +78,7 @@ def _heading(served: ServedScores, name: str, given: Mapping[str, str], sorted_b
 
 
 def _links(given: Mapping[str, str]) -> str:
-    """Links to the same answer in formats for programs."""
+    """Return the links to the same answer in formats for programs."""
     found = [
         f'<a href="query?{escape(urlencode({**given, "format": form}))}">{form}</a>'
         for form in ("json", "csv", "arrow")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,11 @@ _RUN_TYPES = ("run_type", "parameters.run_type", "data.run_type")
 # Maximum number of structures whose edges are in memory at once.
 _BLOCK = 512
 _ANION_KINDS = len(OXIDE_TYPES) * len(SULFIDE_TYPES)
+# Columns of a dataset of properties with phonons.
+_FREE_ENERGY, _ENTROPY, _PHONON_STATUS = "vibrational_free_energies", "vibrational_entropies", "phonons_status"
+# One J/mol/K in eV/K (CODATA 2018: the inverse of the product of the elementary charge and the Avogadro constant).
+_J_PER_MOL = 1 / 96485.33212
+_NAMED = 5
 
 
 def basis(scheme: str) -> str:
@@ -69,8 +74,8 @@ class ScoredEnergies(ScoresReader):
     Attributes:
         scheme: Energy scheme of the model or, for labels, of the labels.
         model: Hash of the model's weights; empty if the dataset does not record one.
-        basis: Hash of the weights that define the zero of energy of the scheme ``own``: those of the model or, if the
-            model was distilled, those of its teacher.
+        basis: Hash of the weights that define the zero of energy of the scheme ``own``: the model's own weights or, if
+            the model was distilled, its teacher's.
         relaxed: Whether the structures were relaxed; true for labels, which are assumed to come from relaxed
             structures.
 
@@ -274,3 +279,90 @@ def check_without_dispersion(candidates: str, where: str) -> None:
             f"relax the references with the same model and `--dispersion {dispersion}`, and use that dataset (`rank "
             "--relax-references` does so)"
         )
+
+
+class VibrationalFreeEnergies:
+    """Helmholtz free energies of the vibrations of the crystals of a dataset, at one temperature.
+
+    They are interpolated between the temperatures of the dataset by cubic polynomials that also have the right slope,
+    which is minus the entropy. With steps of 100 K, the error is below 0.05 meV/atom above 100 K, and below 1 meV/atom
+    down to 0 K (Einstein and Debye crystals from 0.5 to 16 THz).
+
+    Args:
+        scores: Dataset of `compute_properties` with phonons, or one made from it.
+        temperature: Temperature, K.
+
+    Raises:
+        ConfigError: The dataset has no free energies, or none at this temperature.
+    """
+
+    def __init__(self, scores: ScoresReader, temperature: float) -> None:
+        self._scores, self._temperature = scores, temperature
+        absent = [name for name in (_FREE_ENERGY, _ENTROPY, _PHONON_STATUS) if name not in scores.specs]
+        if absent:
+            raise ConfigError(
+                f"{scores.path} has no vibrational free energies; compute them with `equiscreen properties "
+                f"{scores.path} --what phonons`, and use that dataset"
+            )
+        self._temperatures = np.array(scores.specs[_FREE_ENERGY].attrs["temperatures"], dtype=np.float64)
+        low, high = self._temperatures.min(), self._temperatures.max()
+        if not low <= temperature <= high:
+            raise ConfigError(
+                f"{scores.path} has free energies from {low:g} to {high:g} K, not at {temperature:g} K; choose a "
+                "temperature in this range"
+            )
+
+    def at(self, start: int, stop: int) -> NDArray[np.float64]:
+        """Return the free energies of some rows, float64[n], eV/atom; NaN without phonons or with imaginary modes."""
+        energies = np.asarray(self._scores.column(_FREE_ENERGY, start, stop), dtype=np.float64)
+        slopes = -np.asarray(self._scores.column(_ENTROPY, start, stop), dtype=np.float64) * _J_PER_MOL
+        found = interpolated(self._temperatures, energies, slopes, self._temperature)
+        is_ok = self._scores.column(_PHONON_STATUS, start, stop) == self._scores.meanings(_PHONON_STATUS)["ok"]
+        return np.where(is_ok, found, np.nan)
+
+    def check_references(self, names: Sequence[str], rows: NDArray[np.int64]) -> None:
+        """Check that all references have a free energy; the hull would lack the others.
+
+        Args:
+            names: Ids of these references.
+            rows: int64[n], their rows in the dataset.
+
+        Raises:
+            ConfigError: A reference has no free energy.
+        """
+        if len(rows) == 0:
+            return
+        words = {value: word.replace("_", " ") for word, value in self._scores.meanings(_PHONON_STATUS).items()}
+        told = [
+            f"{name} ({words[int(value)]})"
+            for name, value in zip(
+                names[:_NAMED], self._scores.rows(_PHONON_STATUS, rows[:_NAMED]).tolist(), strict=True
+            )
+        ]
+        more = f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
+        raise ConfigError(
+            f"{self._scores.path}: these references have no vibrational free energy: {', '.join(told)}{more}; leave "
+            "them out with `equiscreen select`, or compute their phonons"
+        )
+
+
+def interpolated(
+    points: NDArray[np.float64], values: NDArray[np.float64], slopes: NDArray[np.float64], place: float
+) -> NDArray[np.float64]:
+    """Interpolate with cubic polynomials that have given values and slopes: float64[n]; NaN for rows with a NaN.
+
+    Args:
+        points: float64[m], in any order.
+        values: float64[n, m].
+        slopes: Derivatives: float64[n, m].
+        place: Where to interpolate, between the smallest and the largest point.
+    """
+    from scipy.interpolate import CubicHermiteSpline  # noqa: PLC0415 - an extra
+
+    if len(points) == 1:
+        return values[:, 0]
+    order = np.argsort(points)
+    known = np.isfinite(values).all(axis=1) & np.isfinite(slopes).all(axis=1)
+    found = np.full(len(values), np.nan)
+    found[known] = CubicHermiteSpline(points[order], values[known][:, order], slopes[known][:, order], axis=1)(place)
+    return found

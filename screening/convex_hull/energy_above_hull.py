@@ -19,8 +19,7 @@ from ...pipeline.runs.staging import Staging
 from ...pipeline.store.schema import TEXT
 from ..chemistry.composition import Compositions
 from .columns import HULL_STATUSES, MISSING_REFERENCE, NO_ENERGY, OK, HullOptions, kept_arrays, suffix
-from .energies import EnergyRows, ScoredEnergies
-from .free_energies import VibrationalFreeEnergies
+from .energies import EnergyRows, ScoredEnergies, VibrationalFreeEnergies
 from .geometry import Hulls
 from .levels import Levels, levels_of, lowest_of
 from .mp2020 import MP2020
@@ -62,7 +61,7 @@ class CandidateEnergies:
             yield self.rows(start, min(start + PART_ROWS, len(self.energy)))
 
     def rows(self, start: int, stop: int) -> EnergyRows:
-        """Consecutive rows."""
+        """Return the energies of consecutive rows."""
         rows = slice(start, stop)
         return EnergyRows(
             start,
@@ -174,7 +173,7 @@ def read_energies(
 
 
 def with_free_energies(candidates: CandidateEnergies, temperature: float, folder: Path) -> CandidateEnergies:
-    """The free energies of all candidates, in files: their energies plus the free energies of their vibrations.
+    """Return the free energies of all candidates, in files: their energies plus the free energies of their vibrations.
 
     Args:
         candidates: The energies.
@@ -429,7 +428,7 @@ def _model_hull_columns(
 def _free_energy_columns(
     rows: EnergyRows, compositions: Compositions, hull: ConvexHull, end: str
 ) -> dict[str, PartArray]:
-    """The columns that the hull of free energies adds to some rows; names of energies end in `end`.
+    """Return the columns that the hull of free energies adds to some rows; names of energies end in `end`.
 
     Args:
         rows: Free energies.

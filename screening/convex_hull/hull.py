@@ -322,7 +322,7 @@ def _model_hull(attrs: Mapping[str, Any]) -> str:
 
 
 def _free_energy_hull(attrs: Mapping[str, Any]) -> str:
-    """Note on the hull of free energies."""
+    """Return the note on the hull of free energies."""
     found = attrs.get("free_energies")
     if not found:
         return ""
@@ -424,7 +424,7 @@ def _attrs(
 def _free_energies(
     options: HullOptions, manifests: Sequence[PartManifest], hull: ConvexHull | None
 ) -> Mapping[str, Any] | None:
-    """Record of the hull of free energies; None without one."""
+    """Return the record of the hull of free energies; None without one."""
     if hull is None:
         return None
     below, known = (sum(manifest.notes[name] for manifest in manifests) for name in ("below_free", "with_free_energy"))

@@ -17,8 +17,7 @@ from ...pipeline.store.graph_store import open_root
 from ...pipeline.structures.structure import Structure
 from ..chemistry.composition import Compositions
 from ..dataset.scores import SCORES_SCHEMA
-from .energies import ScoredEnergies, check_same_basis, check_without_dispersion
-from .free_energies import VibrationalFreeEnergies
+from .energies import ScoredEnergies, VibrationalFreeEnergies, check_same_basis, check_without_dispersion
 from .mp2020 import MP2020
 from .reference_entries import read_entries
 from .reference_tables import TABLES, FormationEnergy, add_formation_energies, read_table

@@ -85,7 +85,7 @@ class ScoresReader:
 
     @property
     def energy_status(self) -> str:
-        """Column with the outcome that energies depend on; of datasets of properties, that of the relaxation alone."""
+        """Column with the outcome that energies depend on; in datasets of properties, only of the relaxation."""
         return RELAXATION_STATUS if RELAXATION_STATUS in self.specs else "status"
 
     def is_ranked(self, statuses: NDArray[Any]) -> NDArray[np.bool_]:

@@ -398,7 +398,7 @@ class _Plan:
 
 
 def _protocol(preset: str, what: Sequence[str], *, born: bool, follow_modes: bool) -> Preset:
-    """The preset, with Born charges and the following of modes among the settings of its phonons.
+    """Return the preset, with Born charges and the following of modes among the settings of its phonons.
 
     Raises:
         ConfigError: The preset is unknown, or there are settings of phonons that are not computed.
@@ -414,7 +414,7 @@ def _protocol(preset: str, what: Sequence[str], *, born: bool, follow_modes: boo
 
 
 def _born_charges(files: BornFiles, candidates: Candidates, symprec: float) -> list[BornCharges | None]:
-    """Born charges of all chosen structures.
+    """Return the Born charges of all chosen structures.
 
     Raises:
         ConfigError: A structure has no charges, or a file does not fit its structure.
@@ -499,7 +499,7 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
 
 
 def _followed(found: xr.Dataset, path: str | Path) -> str:
-    """Note on the structures that imaginary modes lead to; empty if modes were not followed."""
+    """Return the note on the structures that imaginary modes lead to; empty if modes were not followed."""
     if "followed_status" not in found:
         return ""
     counts = np.bincount(found["followed_status"].values, minlength=len(FOLLOWED_STATUSES)).tolist()

@@ -65,7 +65,7 @@ class FinishTask:
         return replace(self, skip=True)
 
     def carried(self) -> FinishTask:
-        """The same task with the other results of the material, for workers that do not see their folders."""
+        """Return the same task with the other results of the material, for workers that do not see their folders."""
         return replace(self, given=(_rows_of(self), _material(self)))
 
 

@@ -51,7 +51,7 @@ class Preset:
         return tuple(known[name] for name in names)
 
     def altered(self, name: str, **settings: Any) -> Self:
-        """The protocol with other settings of one property.
+        """Return this protocol with other settings of one property.
 
         Args:
             name: Name of the property.

@@ -46,7 +46,7 @@ class PhononBands:
         return [slice(start, stop + 1) for start, stop in zip(ends[::2], ends[1::2], strict=True)]
 
     def ticks(self) -> dict[float, str]:
-        """Names of the ends of segments by distance; where the path jumps, both names stand at one place."""
+        """Return the names of the ends of segments by distance; where the path jumps, both names stand at one place."""
         names: dict[float, list[str]] = {}
         for distance, label in zip(self.distance.tolist(), self.labels, strict=True):
             here = names.setdefault(round(distance, 6), [])
@@ -58,7 +58,7 @@ class PhononBands:
 def phonon_bands(rows: ScoresReader, table: CandidateTable) -> dict[int, PhononBands]:
     """Read the bands of the best distinct candidates.
 
-    A hull or a selection has no tables; those of the dataset of properties that it was made from are read.
+    A hull or a selection has no tables; the tables are read from the dataset of properties that it was made from.
 
     Args:
         rows: Reader of the dataset.
@@ -93,7 +93,7 @@ def phonon_bands(rows: ScoresReader, table: CandidateTable) -> dict[int, PhononB
 
 
 def _tables(path: str | Path, rows: NDArray[np.int64]) -> tuple[Mapping[str, Any], NDArray[np.int64]] | None:
-    """Arrays of the dataset that has tables of bands, and the rows in it; None if it cannot be found.
+    """Return arrays of the dataset that has tables of bands, and the rows in it; None if it cannot be found.
 
     Args:
         path: A dataset.

@@ -259,7 +259,7 @@ def _bands(table: CandidateTable, found: Mapping[int, PhononBands]) -> list[str]
         f"{figures.bands(f'bands-{place}', one)}</div>"
         for place, one in found.items()
     )
-    note = "<p class='note'>Negative frequencies are those of imaginary modes, along which a crystal is unstable.</p>"
+    note = "<p class='note'>Negative frequencies denote imaginary modes, along which a crystal is unstable.</p>"
     return [section("Phonons of the best candidates", f"<div class='figures'>{drawn}</div>{note}")]
 
 

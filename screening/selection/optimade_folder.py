@@ -73,7 +73,7 @@ class OptimadeFolder:
         self._file.write(orjson.dumps(line) + b"\n")  # missing numbers become null
 
     def _info(self) -> dict[str, Any]:
-        """Description of the columns, as of the endpoint ``/info/structures``."""
+        """Return the description of the columns, as of the endpoint ``/info/structures``."""
         properties = {
             self._properties[name]: {
                 "description": str(spec.attrs.get("description") or name),
@@ -93,7 +93,7 @@ class OptimadeFolder:
 
 
 def property_names(columns: Iterable[str]) -> dict[str, str]:
-    """OPTIMADE names of columns, which consist of lower-case letters, digits and underscores, and are all different."""
+    """Return distinct OPTIMADE names of columns, made of lower-case letters, digits and underscores."""
     names: dict[str, str] = {}
     used: set[str] = set()
     for column in columns:
@@ -107,14 +107,14 @@ def property_names(columns: Iterable[str]) -> dict[str, str]:
 
 
 def _type(spec: ArraySpec) -> str:
-    """OPTIMADE type of a column."""
+    """Return the OPTIMADE type of a column."""
     if spec.dtype == TEXT or flag_meanings(spec.attrs):
         return "string"
     return {"f": "float", "b": "boolean"}.get(np.dtype(spec.dtype).kind, "integer")
 
 
 def structure_attributes(structure: Structure) -> dict[str, Any]:
-    """OPTIMADE attributes of a structure; lattice vectors along directions without periodicity are null."""
+    """Return the OPTIMADE attributes of a structure; lattice vectors along directions without periodicity are null."""
     numbers, amounts = np.unique(structure.atomic_number, return_counts=True)
     counts = dict(
         sorted((chemical_symbols[number], amount) for number, amount in zip(numbers, amounts.tolist(), strict=True))
@@ -151,6 +151,6 @@ def _formula(counts: Mapping[str, int]) -> str:
 
 
 def _letters(place: int) -> str:
-    """Symbol of an element in an anonymous formula: A to Z, then Aa, Ba to Za, then Ab and so on."""
+    """Return the symbol of an element in an anonymous formula: A to Z, then Aa, Ba to Za, then Ab and so on."""
     tail, head = divmod(place, _LETTERS)
     return chr(ord("A") + head) + (chr(ord("a") + tail - 1) if tail else "")

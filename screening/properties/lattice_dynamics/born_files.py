@@ -46,14 +46,14 @@ class BornFiles:
                 ``ID.BORN`` for each structure.
 
         Raises:
-            ConfigError: There is no such file or folder, the folder holds no such file, or two for one structure.
+            ConfigError: The path does not exist, or the folder holds no such file or two for the same structure.
         """
         place = Path(path)
         if place.is_file():
             return cls(place, {None: place})
         if not place.is_dir():
             raise ConfigError(
-                f"{place}: no such file or folder; give a file in phonopy's format BORN, or a folder of them"
+                f"{place}: no such file or folder; give a file in phonopy's format BORN, or a folder of such files"
             )
         found: dict[str | None, Path] = {}
         for file in sorted(place.rglob(f"*{FILE_NAME}")):
@@ -106,7 +106,7 @@ class BornFiles:
 
 
 def content_hash(charges: Sequence[BornCharges | None]) -> str:
-    """SHA-256 of the numbers of some charges."""
+    """Return the SHA-256 of the numbers of some charges."""
     digest = hashlib.sha256()
     for one in charges:
         digest.update(b"-" if one is None else one.charges.tobytes() + one.dielectric.tobytes())
@@ -114,7 +114,7 @@ def content_hash(charges: Sequence[BornCharges | None]) -> str:
 
 
 def _charges(file: Path, name: str, structure: Structure, symprec: float) -> BornCharges:
-    """Charges of all atoms of a crystal, with its symmetry.
+    """Return the charges of all atoms of a crystal, with its symmetry.
 
     Raises:
         ConfigError: The file cannot be read, or does not fit the crystal.

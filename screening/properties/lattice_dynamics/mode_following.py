@@ -49,7 +49,7 @@ class Followed:
 
 
 def followed_arrays() -> tuple[ArraySpec, ...]:
-    """Arrays about the structures that imaginary modes lead to."""
+    """Return arrays about the structures that imaginary modes lead to."""
     return (
         structure_array(
             "followed_status",

@@ -40,7 +40,7 @@ class SoftMode:
     displacements: NDArray[np.float64]
 
     def displaced(self, amplitude: float) -> Structure:
-        """The supercell with its atoms displaced along the mode.
+        """Return the supercell with its atoms displaced along the mode.
 
         Args:
             amplitude: Length of the largest displacement, angstrom.
@@ -83,7 +83,7 @@ def softest_mode(phonopy: Any, tolerance: float) -> SoftMode | None:
 
 
 def _mode(primitive: Any, frequency: float, wave_vector: NDArray[np.float64], vectors: NDArray[Any]) -> SoftMode:
-    """A mode of a degenerate space as displacements of its supercell.
+    """Return a mode of a degenerate space as displacements of its supercell.
 
     Args:
         primitive: phonopy's primitive cell.
@@ -113,7 +113,7 @@ def _mode(primitive: Any, frequency: float, wave_vector: NDArray[np.float64], ve
 
 
 def commensurate_supercell(wave_vector: NDArray[np.float64], cell: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The smallest supercell that holds whole waves, with lattice vectors that are as short as possible.
+    """Return the smallest supercell that holds whole waves, with lattice vectors that are as short as possible.
 
     Example:
         >>> import numpy as np
@@ -133,7 +133,7 @@ def commensurate_supercell(wave_vector: NDArray[np.float64], cell: NDArray[np.fl
 
 
 def _wave_lattice(wave_vector: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The lattice vectors with whole numbers of waves, as the rows of a basis in Hermite normal form: int64[3, 3]."""
+    """Return a basis of the lattice vectors with whole numbers of waves, in Hermite normal form: int64[3, 3]."""
     exact = [Fraction(float(value)).limit_denominator(_DENOMINATOR) for value in wave_vector]
     size = lcm(*(value.denominator for value in exact))
     waves = np.array([int(value * size) for value in exact])
@@ -142,7 +142,7 @@ def _wave_lattice(wave_vector: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _reduced(basis: NDArray[np.int64], cell: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The shortest basis of the same lattice, right-handed relative to the cell: int64[3, 3]."""
+    """Return the shortest basis of the same lattice, right-handed relative to the cell: int64[3, 3]."""
     from ase.geometry import minkowski_reduce  # noqa: PLC0415 - ASE takes 0.3 s to import
 
     _, operations = minkowski_reduce(basis @ cell)

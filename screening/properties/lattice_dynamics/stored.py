@@ -68,7 +68,7 @@ def stored_phonopy(dataset: str | Path, structure_id: str) -> Any:
 
 
 def _rows(found: xr.Dataset, dim: str, row: int) -> slice:
-    """Rows of the tables along a dim that belong to a structure."""
+    """Return the rows of a structure in the tables along a dimension."""
     counts = found[f"n_{dim}"].values
     end = int(counts[: row + 1].sum())
     return slice(end - int(counts[row]), end)

@@ -252,8 +252,8 @@ def test_too_few_crystals_are_refused(made: Made, tmp_path: Path, by: HoldOutBy)
     ase.io.write(tmp_path / "few.extxyz", [one.to_ase() for one in crystals], format="extxyz")
     settings = replace(made.settings, hold_out_by=by)
     expected = {
-        HoldOutBy.STRUCTURE: "at least 3 different crystals .* holds 1; add crystals",
-        HoldOutBy.COMPOSITION: "at least 3 compositions, but this store holds 1; use --hold-out-by structure",
+        HoldOutBy.STRUCTURE: "at least 3 different crystals .* covers only 1 in this store; add crystals",
+        HoldOutBy.COMPOSITION: "at least 3 compositions .* but this store holds 1; use --hold-out-by structure",
     }
     with pytest.raises(ConfigError, match=expected[by]):
         made.again(sources=tmp_path / "few.extxyz", out=tmp_path / "few", settings=settings)

@@ -14,7 +14,7 @@ from ase.build import bulk
 from equiscreen.pipeline import GraphStore, featurize
 from equiscreen.pipeline.errors import ConfigError
 from equiscreen.screening import hull, select
-from equiscreen.screening.convex_hull.free_energies import interpolated
+from equiscreen.screening.convex_hull.energies import interpolated
 from equiscreen.screening.convex_hull.hull import summary
 from equiscreen.screening.properties.lattice_dynamics.phonons import Phonons
 from equiscreen.screening.properties.output import base_arrays, property_arrays
