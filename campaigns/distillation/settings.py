@@ -72,8 +72,8 @@ class DistillSettings:
     Example:
         >>> from equiscreen.campaigns import DistillSettings
         >>> from equiscreen.campaigns.distillation.settings import VariantSettings
-        >>> DistillSettings(VariantSettings(variants=4), epochs=50).preset
-        'small'
+        >>> DistillSettings(VariantSettings(variants=4), epochs=50).variants.evaluations
+        5
 
     Attributes:
         variants: The structures that are made of each crystal.
