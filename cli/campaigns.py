@@ -178,9 +178,10 @@ def references(
     the scores given as --candidates; otherwise it is --scheme, or mp-uncorrected by default. References that are left
     out are counted by reason. The table records the source, functional and structure of each phase, and a summary: run
     types, phases per chemical system, and missing elements and systems. An interrupted download resumes when you run
-    the same command again; local files are read again. With the default scheme, this command needs `pip install
-    'equiscreen[hull]'`; OPTIMADE servers also need `pip install 'equiscreen[remote]'`, and mp needs `pip install
-    mp-api`. Sources marked untested could not be reached when this page was written.
+    the same command again; local files are read again. With the schemes mp-uncorrected (the default) and
+    mp2020-corrected, and for MatPES entries, this command needs `pip install 'equiscreen[hull]'`; OPTIMADE servers also
+    need `pip install 'equiscreen[remote]'`, and mp needs `pip install mp-api`. Sources marked untested could not be
+    reached when this page was written.
 
     \b
     Example:

@@ -186,10 +186,10 @@ def import_(
     Use the checkpoint with `equiscreen export` or `equiscreen train --from`. Published weights that ship with the
     package sevenn are read from it; the others are downloaded into the cache folder (environment variable
     EQUISCREEN_CACHE), and their SHA-256 is checked. SevenNet .pth files, Nequix .pt and .nqx files, NequIP and Allegro
-    .ckpt and .nequip.zip files, MACE .model files, and TorchScript archives made for LAMMPS or CP2K can be read; the
-    format is recognised from the content, not from the file name, and the architecture is taken from the file. The
-    energy scheme determines which other energies the model's predictions may be compared with; it is stored in the
-    checkpoint.
+    .ckpt and .nequip.zip files, MACE .model files, and TorchScript archives made for LAMMPS or CP2K can be read, and
+    MACE weights alone if --config gives the settings of their network. The format is recognised from the content, not
+    from the file name. The energy scheme determines which other energies the model's predictions may be compared with;
+    it is stored in the checkpoint.
 
     \b
     Example:

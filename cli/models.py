@@ -48,10 +48,10 @@ def models(
     """List the models that can be used by name.
 
     For each model, the list gives its purpose, energy scheme, training data, accuracy, licence, elements, cutoff,
-    symmetry, size and speed, the source of its weights, and whether it is ready for use from the package
-    equiscreen-models or the cache folder (environment variable EQUISCREEN_CACHE). Every command that runs a model
-    accepts these names. The first use of a model that is not ready exports its weights, which takes half a minute and
-    needs `pip install 'equiscreen[rank]'`.
+    symmetry, size and speed, and the source of its weights. It also says whether the model is ready, which means that
+    the package equiscreen-models or the cache folder (environment variable EQUISCREEN_CACHE) holds its ONNX file. Every
+    command that runs a model accepts these names. The first use of a model that is not ready exports its weights, which
+    takes half a minute and needs `pip install 'equiscreen[rank]'`.
 
     \b
     Example:

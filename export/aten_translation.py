@@ -89,7 +89,7 @@ def _argument(x: Any, values: Mapping[fx.Node, Any]) -> Any:
 
 
 def _splits(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, int, list[int], int]]:
-    """Find slices that together make up their source: (source, axis, sizes of all slices, index of this slice)."""
+    """Map slices that together make up their source to (source, axis, sizes of all slices, index of the slice)."""
     groups: dict[tuple[fx.Node, int], dict[tuple[int, int], list[fx.Node]]] = {}
     for node in graph.find_nodes(op="call_function", target=aten.slice.Tensor):
         if len(node.args) != 4:

@@ -4,7 +4,8 @@ Functionals such as PBE and r2SCAN lack the attraction between distant atoms tha
 together, and so does a network that was trained on their energies. D3 (Grimme et al., J. Chem. Phys. 132, 154104
 (2010)) with the damping of Becke and Johnson (Grimme et al., J. Comput. Chem. 32, 1456 (2011)) adds it for each pair of
 atoms, as VASP does with IVDW=12; ``d3-atm`` also adds the three-body term of Axilrod, Teller and Muto. The library
-dftd3 evaluates one structure at a time, in one thread, so that the results of a structure depend on nothing else.
+dftd3 is given one structure at a time and one thread, so that the results of a structure depend neither on the other
+structures nor on the number of threads.
 """
 
 from __future__ import annotations

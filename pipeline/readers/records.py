@@ -434,7 +434,7 @@ def _is_integer(word: str) -> bool:
 
 
 def fields_of_atoms(atoms: Any) -> dict[str, Any]:
-    """Collect all data of an `ase.Atoms` besides its structure; results of its calculator take precedence."""
+    """Return `info`, `arrays` and calculator results of an `ase.Atoms` together; calculator results take precedence."""
     results = atoms.calc.results if atoms.calc is not None else {}
     return {**atoms.info, **atoms.arrays, **results}
 

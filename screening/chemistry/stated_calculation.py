@@ -40,7 +40,7 @@ _READ = STATING | {"matpes_id", "potcar_functional", "potcar_spec", "potcar_symb
 
 @dataclass
 class StatedCalculation:
-    """Statements about a calculation, wherever they are in its record.
+    """Functional and pseudopotentials of a calculation, as stated in the sections of its record that describe it.
 
     Example:
         >>> str(StatedCalculation.of({"parameters": {"run_type": "GGA+U"}}).functional())

@@ -210,7 +210,9 @@ class ScoredEnergies(ScoresReader):
         try:
             graphs = self.graphs
         except StoreError as error:
-            raise StoreError(f"the corrections of oxides and sulfides need the structures: {error}") from error
+            raise StoreError(
+                f"MP2020 corrections of oxides and sulfides need the crystal structures, which cannot be read: {error}"
+            ) from error
         first, last = int(rows[0]), int(rows[-1]) + 1
         block = graphs.block(start + first, start + last, labels=False).take(rows - first)
         self.check_atoms(block.n_atoms, n_atoms[rows])
@@ -342,7 +344,8 @@ class VibrationalFreeEnergies:
         more = f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
         raise ConfigError(
             f"{self._scores.path}: these references have no vibrational free energy: {', '.join(told)}{more}; leave "
-            "them out with `equiscreen select`, or compute their phonons"
+            f"them out (`equiscreen select {self._scores.path} --by n_atoms --where \"phonons_status == 'ok'\" --out "
+            "STABLE`), or follow their imaginary modes (`equiscreen properties --follow-modes`)"
         )
 
 

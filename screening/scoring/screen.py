@@ -228,7 +228,7 @@ class _ScreenPlan:
 
     @property
     def specs(self) -> tuple[ArraySpec, ...]:
-        """Arrays of the dataset."""
+        """Definitions of the arrays of the dataset."""
         return (*self.arrays, *(ArraySpec(name, (STRUCTURE,), TEXT) for name in self.columns))
 
     @property

@@ -17,7 +17,8 @@ import xarray as xr
 from equiscreen.pipeline import GraphStore, featurize
 from equiscreen.pipeline.errors import ConfigError, OutputExistsError, StoreError
 from equiscreen.screening import CascadeSettings, cascade, hull, open_scores, report, screen
-from equiscreen.screening.multi_fidelity import _write_chosen, clopper_pearson, recall_of, summary
+from equiscreen.screening.dataset.subset import write_graph_subset
+from equiscreen.screening.multi_fidelity import clopper_pearson, recall_of, summary
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,7 +50,7 @@ def test_a_store_that_is_replaced_is_noticed_before_its_rows_are_kept(tmp_path: 
     shutil.rmtree(tmp_path / "4.zarr")
     (tmp_path / "6.zarr").rename(tmp_path / "4.zarr")
     with pytest.raises(StoreError, match="has changed while it was being read"):
-        _write_chosen(tmp_path, graphs, np.arange(2))
+        write_graph_subset(tmp_path / "chosen.zarr", graphs, np.arange(2))
     assert not (tmp_path / "chosen.zarr").exists()
 
 

@@ -90,7 +90,13 @@ def site_element(kind: str, label: str, known: Collection[int], listed: Collecti
     hint = _LABEL.match(label) if kind else None
     if hint is not None and hint[1] == wanted:
         return number
-    raise InvalidStructureError(f"{text!r} is ambiguous ({where}); write the element as {wanted} or {letters[0]}")
+    first = letters[0].upper()
+    if is_element(first):
+        raise InvalidStructureError(f"{text!r} is ambiguous ({where}); write the element as {wanted} or {first}")
+    raise InvalidStructureError(
+        f"{text!r} may mean {wanted} ({where}), which is not in the chemical formula; write the element as {wanted}, "
+        "or correct the formula"
+    )
 
 
 def _joined_elements(label: str, known: Collection[int]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -173,6 +174,11 @@ def test_references_without_free_energies_are_refused_by_name(graphs: GraphStore
         ConfigError, match=r"u\.zarr: these references have no .*: stiff \(imaginary modes\); leave them"
     ):
         hull(out, model_references=unstable, temperature=300.0)
+    # The cure that the message names.
+    select(unstable, tmp_path / "stable", by="n_atoms", where="phonons_status == 'ok'", formats="zarr")
+    stable = hull(out, model_references=tmp_path / "stable" / "scores.zarr", temperature=300.0)
+    assert not stable.attrs["hull"]["free_energies"]["missing_references"]
+    shutil.rmtree(tmp_path / "p.hull.zarr")
     with pytest.raises(ConfigError, match="free energies from 0 to 1000 K, not at 1200 K"):
         hull(out, model_references=out, temperature=1200.0)
     with pytest.raises(ConfigError, match="--temperature needs --model-references"):
