@@ -102,10 +102,10 @@ def label_crystals(
         tasks = (
             LabelTask(
                 number,
-                start,
-                stop,
                 begin,
                 end,
+                start,
+                stop,
                 absolute(graphs.path),
                 graphs.store_hash,
                 tuple(groups[start:stop]),

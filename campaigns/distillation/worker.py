@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ...pipeline.featurization.task import FAILURE_ARRAYS, id_digests, label_dig
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.graphs.offsets import ragged_rows
 from ...pipeline.graphs.potential import Potential
-from ...pipeline.runs.parts import PartKey, PartManifest, write_part
+from ...pipeline.runs.parts import DivisibleTask, PartManifest, write_part
 from ...pipeline.store.row_sources import opened
 from ...pipeline.store.schema import ATOM, EDGE, STATUS_ISOLATED_ATOMS, STRUCTURE
 from ...pipeline.structures.structure import HASH_BYTES, Structure
@@ -39,13 +39,11 @@ from .variants import AS_GIVEN, FRAME, PERTURBED, perturbed, relaxation_frames
 
 
 @dataclass(frozen=True, slots=True)
-class LabelTask:
+class LabelTask(DivisibleTask):
     """Labelling of the crystals of one part, and of their variants.
 
     Attributes:
-        number: Number of the part.
         start, stop: Crystals of the graph store that belong to the part.
-        begin, end: Crystals to label, counted from `start`; a part whose worker died is divided.
         store: Path or URL of the graph store of the crystals.
         store_hash: Hash of the graph store when the run began.
         groups: For each crystal from `start` to `stop`, the number of the first crystal that is the same.
@@ -54,14 +52,10 @@ class LabelTask:
         settings: How variants are made.
         plausibility: Bounds outside of which the teacher's results are meaningless.
         folder: Folder of the parts.
-        skip: Whether to record the crystal without labelling it, because it killed its worker.
     """
 
-    number: int
     start: int
     stop: int
-    begin: int
-    end: int
     store: Path | str
     store_hash: str
     groups: tuple[int, ...]
@@ -70,20 +64,6 @@ class LabelTask:
     settings: VariantSettings
     plausibility: Plausibility
     folder: Path
-    skip: bool = False
-
-    @property
-    def key(self) -> PartKey:
-        """Key of the part."""
-        return PartKey(self.number, self.begin, self.end)
-
-    def split(self) -> Sequence[LabelTask]:
-        """Return the same work as two tasks; no tasks for a single crystal."""
-        return [replace(self, begin=half.begin, end=half.end) for half in self.key.halves()]
-
-    def skipped(self) -> LabelTask:
-        """Return the same task without the evaluation."""
-        return replace(self, skip=True)
 
 
 @dataclass

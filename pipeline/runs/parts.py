@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,35 @@ class PartKey(NamedTuple):
         if middle == self.begin:
             return ()
         return self._replace(end=middle), self._replace(begin=middle)
+
+
+@dataclass(frozen=True, slots=True)
+class DivisibleTask:
+    """Work on the items of one part, which is divided if its worker dies.
+
+    Attributes:
+        number: Number of the part.
+        begin, end: Items to process, counted from the first one of the part.
+        skip: Whether to record the only item without processing it, because it killed its worker.
+    """
+
+    number: int
+    begin: int
+    end: int
+    skip: bool = field(default=False, kw_only=True)
+
+    @property
+    def key(self) -> PartKey:
+        """Key of the part."""
+        return PartKey(self.number, self.begin, self.end)
+
+    def split(self) -> list[Self]:
+        """Return the same work as two tasks; no tasks for a single item."""
+        return [replace(self, begin=half.begin, end=half.end) for half in self.key.halves()]
+
+    def skipped(self) -> Self:
+        """Return the same task, set to record its item without processing it."""
+        return replace(self, skip=True)
 
 
 def write_part(

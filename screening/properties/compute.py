@@ -266,9 +266,9 @@ class _Plan:
         tasks = (
             PropertyTask(
                 number,
-                tuple(self.candidates.rows[start:stop].tolist()),
                 begin,
                 end,
+                tuple(self.candidates.rows[start:stop].tolist()),
                 place,
                 tuple(spec.name for spec in self.columns),
                 self.graph_columns,
@@ -283,7 +283,7 @@ class _Plan:
             for number, (start, stop) in enumerate(self.spans)
             for begin, end in run.missing(number, stop - start)
         )
-        policy = FailurePolicy(PropertyTask.split, PropertyTask.skipped)
+        policy: FailurePolicy[PropertyTask] = FailurePolicy(PropertyTask.split, PropertyTask.skipped)
         further = {} if followed is None else {"followed": followed}
         return run.make_parts(property_part, tasks, policy, graphs=graphs, **further)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...export.runtime.dask_plugin import plugin_name
 from ...export.runtime.dispersion import Dispersion, with_dispersion
-from ...pipeline.runs.parts import PartArray, PartKey, PartManifest, write_part
+from ...pipeline.runs.parts import DivisibleTask, PartArray, PartManifest, write_part
 from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE
 from ..dataset.scores import RELAXATION_STATUS
 from ..relaxation import batched
@@ -29,13 +29,11 @@ _KILLED = "its worker died: out of memory, or a crash"
 
 
 @dataclass(frozen=True, slots=True)
-class PropertyTask:
+class PropertyTask(DivisibleTask):
     """Properties of the materials of one part.
 
     Attributes:
-        number: Number of the part.
         rows: Rows of the structures of the part in their stores.
-        begin, end: Structures to process, as places among `rows`; a part whose worker died is divided.
         place: Stores of the structures.
         columns: Columns to copy from the source.
         graph_columns: Input columns to copy from the graph store.
@@ -47,13 +45,9 @@ class PropertyTask:
         followed: Folder of the parts of the graph store of structures that imaginary modes lead to; None if modes are
             not followed.
         born: Born charges of each row; empty if there are none.
-        skip: Whether to record the structure without processing it, because it killed its worker.
     """
 
-    number: int
     rows: tuple[int, ...]
-    begin: int
-    end: int
     place: RowsOnDisk
     columns: tuple[str, ...]
     graph_columns: tuple[str, ...]
@@ -64,20 +58,6 @@ class PropertyTask:
     graphs: Path
     followed: Path | None = None
     born: tuple[BornCharges | None, ...] = ()
-    skip: bool = False
-
-    @property
-    def key(self) -> PartKey:
-        """Key of the part."""
-        return PartKey(self.number, self.begin, self.end)
-
-    def split(self) -> Sequence[PropertyTask]:
-        """Return the same work as two tasks; no tasks for a single structure."""
-        return [replace(self, begin=half.begin, end=half.end) for half in self.key.halves()]
-
-    def skipped(self) -> PropertyTask:
-        """Return the same task without the computation."""
-        return replace(self, skip=True)
 
 
 def property_part(task: PropertyTask) -> PartManifest:

@@ -231,10 +231,10 @@ class _RelaxPlan:
         tasks = (
             RelaxTask(
                 number,
-                start,
-                stop,
                 begin,
                 end,
+                start,
+                stop,
                 absolute(self.graphs.path),
                 self.graphs.store_hash,
                 self.columns,
@@ -250,7 +250,7 @@ class _RelaxPlan:
             for begin, end in run.missing(number, stop - start)
         )
         # Retry a task alone before it is divided, since the trajectories of a divided task have other file names.
-        policy = FailurePolicy(RelaxTask.split, RelaxTask.skipped, retry_alone=True)
+        policy: FailurePolicy[RelaxTask] = FailurePolicy(RelaxTask.split, RelaxTask.skipped, retry_alone=True)
         return run.make_parts(relax_part, _until(deadline, tasks), policy, graphs=graphs, trajectories=trajectories)
 
     def check_all_done(self, manifests: Sequence[PartManifest], budget: float | None) -> None:

@@ -6,7 +6,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ...export.runtime.dask_plugin import plugin_name
 from ...export.runtime.dispersion import Dispersion, with_dispersion
 from ...pipeline.atomic import write_text_atomically
 from ...pipeline.plain_text import extxyz_text
-from ...pipeline.runs.parts import PartKey, PartManifest, write_part
+from ...pipeline.runs.parts import DivisibleTask, PartManifest, write_part
 from ...pipeline.store.row_sources import opened
 from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE
 from ..dataset.scores import CARRIED
@@ -27,13 +27,11 @@ from .output import final_structures, graph_rows, kept_status, score_rows, traje
 
 
 @dataclass(frozen=True, slots=True)
-class RelaxTask:
+class RelaxTask(DivisibleTask):
     """Relaxation of the structures of one part.
 
     Attributes:
-        number: Number of the part.
         start, stop: Structures of the graph store that belong to the part.
-        begin, end: Structures to relax, counted from `start`; a part whose worker died is divided.
         store: Path or URL of the graph store.
         store_hash: Hash of the graph store when the run began.
         columns: Input columns to copy from the graph store.
@@ -45,14 +43,10 @@ class RelaxTask:
             complete.
         graphs: Folder of the parts of the graph store.
         trajectories: Folder of the trajectories.
-        skip: Whether to record the structure without relaxing it, because it killed its worker.
     """
 
-    number: int
     start: int
     stop: int
-    begin: int
-    end: int
     store: Path | str
     store_hash: str
     columns: tuple[str, ...]
@@ -63,20 +57,6 @@ class RelaxTask:
     folder: Path
     graphs: Path
     trajectories: Path
-    skip: bool = False
-
-    @property
-    def key(self) -> PartKey:
-        """Key of the part."""
-        return PartKey(self.number, self.begin, self.end)
-
-    def split(self) -> Sequence[RelaxTask]:
-        """Return the same work as two tasks; no tasks for a single structure."""
-        return [replace(self, begin=half.begin, end=half.end) for half in self.key.halves()]
-
-    def skipped(self) -> RelaxTask:
-        """Return the same task without the relaxation."""
-        return replace(self, skip=True)
 
 
 def relax_part(task: RelaxTask) -> PartManifest:

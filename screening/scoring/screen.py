@@ -322,10 +322,10 @@ class _ScreenPlan:
             for begin, end in missing:
                 yield ScreenTask(
                     number,
-                    start,
-                    stop,
                     begin,
                     end,
+                    start,
+                    stop,
                     absolute(self.graphs.path),
                     self.graphs.store_hash,
                     self.columns,

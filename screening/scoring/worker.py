@@ -19,7 +19,7 @@ from ...export.runtime.ensemble import Ensemble
 from ...pipeline.errors import EquiscreenError, StoreError
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.graphs.potential import Evaluation, OutputSpec, Potential
-from ...pipeline.runs.parts import PartArray, PartKey, PartManifest, write_part
+from ...pipeline.runs.parts import DivisibleTask, PartArray, PartKey, PartManifest, write_part
 from ...pipeline.store.graph_store import GraphStore, open_root
 from ...pipeline.store.row_sources import opened
 from ..dataset.scores import CARRIED, SCORES_SCHEMA
@@ -28,13 +28,11 @@ from .score import ScoreLimits, score_block, status_counts
 
 
 @dataclass(frozen=True, slots=True)
-class ScreenTask:
+class ScreenTask(DivisibleTask):
     """Scoring of one part.
 
     Attributes:
-        number: Number of the part.
         start, stop: Structures of the graph store that belong to the part.
-        begin, end: Structures to score, counted from `start`; a part whose worker died is divided.
         store: Path or URL of the graph store.
         store_hash: Hash of the graph store when the run began.
         columns: Input columns to copy from the graph store.
@@ -43,14 +41,10 @@ class ScreenTask:
         limits: Limits on what is scored.
         plausibility: Bounds outside of which a structure is ``extrapolating``.
         folder: Folder of the parts.
-        skip: Whether to record the structure without evaluating it, because it killed its worker.
     """
 
-    number: int
     start: int
     stop: int
-    begin: int
-    end: int
     store: Path | str
     store_hash: str
     columns: tuple[str, ...]
@@ -59,20 +53,6 @@ class ScreenTask:
     limits: ScoreLimits
     plausibility: Plausibility
     folder: Path
-    skip: bool = False
-
-    @property
-    def key(self) -> PartKey:
-        """Key of the part."""
-        return PartKey(self.number, self.begin, self.end)
-
-    def split(self) -> Sequence[ScreenTask]:
-        """Return the same work as two tasks; no tasks for a single structure."""
-        return [replace(self, begin=half.begin, end=half.end) for half in self.key.halves()]
-
-    def skipped(self) -> ScreenTask:
-        """Return the same task without the evaluation."""
-        return replace(self, skip=True)
 
 
 @dataclass(frozen=True, slots=True)
