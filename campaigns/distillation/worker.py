@@ -25,7 +25,6 @@ from ...pipeline.store.schema import ATOM, EDGE, STATUS_ISOLATED_ATOMS, STRUCTUR
 from ...pipeline.structures.structure import HASH_BYTES, Structure
 from ...screening.dataset.scores import (
     EXTRAPOLATING,
-    NOT_FINITE,
     OK,
     STATUS_MEANINGS,
     TOO_LARGE,
@@ -33,7 +32,7 @@ from ...screening.dataset.scores import (
 )
 from ...screening.plausibility import Plausibility
 from ...screening.relaxation.output import GRAPH_ARRAYS
-from ...screening.scoring.score import MAX_SCORED_EDGES
+from ...screening.scoring.score import MAX_SCORED_EDGES, evaluate_ok_rows
 from .settings import CRYSTAL, LABEL_STATUS, VARIANT, VariantSettings
 from .variants import AS_GIVEN, FRAME, PERTURBED, perturbed, relaxation_frames
 
@@ -262,9 +261,7 @@ def label_block(block: GraphBlock, potential: Potential, plausibility: Plausibil
             bad.append(rows[infinite])
         return np.concatenate(bad)
 
-    # In a batch, one NaN spreads to the energies of all structures: retry each alone, as `score_block` does.
-    still_bad = [evaluate(np.array([row])) for row in evaluate(np.flatnonzero(status == OK)).tolist()]
-    status[np.concatenate([np.zeros(0, dtype=np.int64), *still_bad])] = NOT_FINITE
+    evaluate_ok_rows(status, evaluate)
     unusable = status != OK
     energy[unusable], stress[unusable], forces[unusable[block.atom_structure]] = np.nan, np.nan, np.nan
     return Labels(energy, forces, stress, status)

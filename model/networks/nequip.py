@@ -278,7 +278,9 @@ class Convolution(nn.Module):
         hidden = basis
         for weight in self.radial[:-1]:
             hidden = self.activation(hidden @ weight)
-        if self.masked and inside is not None:
+        if self.masked:
+            if inside is None:
+                raise TypeError("the activation is not zero at zero: `inside` is required")
             hidden = torch.where(inside, hidden, torch.zeros_like(hidden))
         if envelope is not None:
             hidden = hidden * envelope

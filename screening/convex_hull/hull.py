@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -199,31 +200,17 @@ def hull(
             allow_unrelaxed=unrelaxed_references,
             with_structures=exclude_self,
         )
-        own = (
-            read_references(
-                of_model,
-                candidates,
-                compositions,
-                corrections,
-                allow_unrelaxed=unrelaxed_references,
-                own_energies=True,
-            )
-            if of_model
-            else None
+        read_own = partial(
+            read_references,
+            of_model,
+            candidates,
+            compositions,
+            corrections,
+            allow_unrelaxed=unrelaxed_references,
+            own_energies=True,
         )
-        at_temperature = (
-            None
-            if temperature is None
-            else read_references(
-                of_model,
-                candidates,
-                compositions,
-                corrections,
-                allow_unrelaxed=unrelaxed_references,
-                own_energies=True,
-                temperature=temperature,
-            )
-        )
+        own = read_own() if of_model else None
+        at_temperature = None if temperature is None else read_own(temperature=temperature)
         energies = read_energies(candidates, compositions, corrections, run.staging.work, run.bar)
         found = find_hull(energies, given, run.bar, lower_bound=not paths, exclude_self=exclude_self)
         model_hull = None if own is None else find_hull(energies, own, run.bar)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,9 +96,7 @@ def score_block(
             bad.append(rows[~np.all(finite, axis=0)])
         return np.concatenate(bad)
 
-    # The energies of a batch come from a matrix product, in which one NaN spreads to all structures: retry each alone.
-    still_bad = [score(np.array([row])) for row in score(np.flatnonzero(status == OK)).tolist()]
-    status[np.concatenate([np.zeros(0, dtype=np.int64), *still_bad])] = NOT_FINITE
+    evaluate_ok_rows(status, score)
     for values in arrays.values():
         values[(status == NOT_FINITE) | (status == TOO_LARGE)] = np.nan
     if limits.min_distance is not None:
@@ -111,6 +109,21 @@ def score_block(
         "volume": np.where(block.pbc.all(axis=1), block.volume, np.nan),
         "status": status,
     }
+
+
+def evaluate_ok_rows(status: NDArray[np.uint8], evaluate: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> None:
+    """Evaluate the rows whose status is ok, and set the status of those whose results are not finite.
+
+    The energies of a batch come from a matrix product, in which one NaN spreads to all structures, so rows whose
+    results are not finite are evaluated again, each alone.
+
+    Args:
+        status: Status of each row; changed in place.
+        evaluate: Evaluates some rows, and returns those whose results are not finite.
+    """
+    bad = evaluate(np.flatnonzero(status == OK))
+    still_bad = [evaluate(np.array([row])) for row in bad.tolist()]
+    status[np.concatenate([np.zeros(0, dtype=np.int64), *still_bad])] = NOT_FINITE
 
 
 def _first_status(block: GraphBlock, potential: Potential, limits: ScoreLimits) -> NDArray[np.uint8]:
