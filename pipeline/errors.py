@@ -21,7 +21,7 @@ class EquiscreenError(Exception):
         missing.zarr: no such store
 
     Args:
-        message: One line; secrets in its URLs are hidden.
+        message: The message, on one line; secrets in its URLs are hidden.
     """
 
     def __init__(self, message: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Candidate crystals by ion substitution: known prototypes, likely ions, neutral charge and rescaled volume.
+"""Candidate crystals made by ion substitution in known prototypes, with likely ions and rescaled volumes.
 
 Each element of a prototype is assigned an oxidation state. These ions are replaced by others, with the probabilities
 that Hautier, Fischer, Ehrlacher, Jain and Ceder mined from the ICSD (Inorg. Chem. 50, 656 (2011)), as shipped with
@@ -111,7 +111,7 @@ def substitute(
     max_strain: float = MAX_STRAIN,
     rattle: float = RATTLE,
 ) -> Iterator[Candidate]:
-    """Make candidates by ion substitution.
+    """Make candidates by substituting ions in prototypes.
 
     All likely substitutions of all prototypes are drawn without replacement, each with a chance proportional to its
     probability, so more likely ones tend to come earlier. The cell is scaled so that

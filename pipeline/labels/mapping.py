@@ -222,7 +222,7 @@ class LabelMapping(BaseModel):
                 _factor(name, rule.unit, self.quantity(name).unit or "")
 
     def breaks_symmetry(self, structure: Structure, labels: Mapping[str, NDArray[np.float64]]) -> bool:
-        """Whether the symmetry of a crystal forbids one of its tensor labels."""
+        """Whether the symmetry of a crystal forbids the values of one of its tensor labels."""
         tensors = [name for name in labels if self.quantity(name).turns]
         if not tensors:
             return False

@@ -263,7 +263,7 @@ def check_seen(path: str | Path) -> None:
 
 @lru_cache(maxsize=8)
 def check_reached(url: str) -> None:
-    """Check, on a worker, that the store at a URL can be read: a worker has a network and credentials of its own.
+    """Check, on a worker, that the store at a URL can be read: workers may lack the network access or the credentials.
 
     Raises:
         UnreachableError: The store cannot be read.

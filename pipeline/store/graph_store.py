@@ -70,8 +70,8 @@ def check_unchanged(path: str | Path, schema: str, store_hash: str) -> None:
     """
     if open_root(path, schema).attrs.get("store_hash") != store_hash:
         raise StoreError(
-            f"{path} has changed during this run; run the command again and, if that reports an unfinished run, "
-            "discard the unfinished run"
+            f"{path} has changed during this run; run the command again, with --overwrite if it then reports an "
+            "unfinished run"
         )
 
 
