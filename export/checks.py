@@ -112,6 +112,7 @@ def check_agreement(networks: Sequence[Network], potential: OnnxPotential, probe
                     raise ExportError(
                         f"{name}: ONNX Runtime differs from PyTorch ({dtype}) by {difference:.1e} {unit}".rstrip()
                         + f", above the limit {limit:.1e} {unit}".rstrip()
+                        + "; try --float64, or another version of ONNX Runtime"
                     )
     return report
 

@@ -53,7 +53,7 @@ class OnnxPotential:
         ModelFileError: The file is damaged or not a model exported by equiscreen, or ONNX Runtime is not installed or
             cannot load the file.
         DeviceError: This machine does not have the device; or, on a GPU, parts of the model run on the CPU, or the
-            results differ from those of the CPU that the file holds.
+            results differ from the CPU results that are stored in the file.
 
     Attributes:
         placement: Where the nodes run on a GPU; None on the CPU.
