@@ -78,7 +78,7 @@ class BornFiles:
                 angstrom.
 
         Returns:
-            The charges of all atoms of each structure, in the order of its atoms; None for one that needs none.
+            The charges of all atoms of each structure, in the order of its atoms; None for a structure that needs none.
 
         Raises:
             ConfigError: A structure has no file, several structures share the file that was given by itself, or a file
