@@ -90,7 +90,7 @@ class StoreFiles:
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
-        """A file of the store on this machine; one behind a URL is removed at the end of the block.
+        """Yield a file of the store on this machine; a copy from a URL is removed at the end of the block.
 
         Raises:
             StoreError: The file cannot be read.

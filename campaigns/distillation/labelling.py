@@ -201,7 +201,7 @@ def check_groups(graphs: GraphStore, potential: OnnxPotential, groups: Sequence[
     if crystals < LEAST_GROUPS:
         raise ConfigError(
             f"{graphs.path}: a distillation needs at least {LEAST_GROUPS} different crystals that the teacher covers "
-            f"(to train, to validate and to compare), but covers only {crystals} in this store; add crystals"
+            f"(to train, to validate and to compare), but it covers only {crystals} in this store; add crystals"
         )
     if by is HoldOutBy.COMPOSITION and compositions < LEAST_GROUPS:
         raise ConfigError(

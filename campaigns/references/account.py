@@ -76,11 +76,11 @@ class ReferencesAccount:
     schema: int = ACCOUNT_SCHEMA
 
     def attrs(self) -> dict[str, Any]:
-        """The summary as a dictionary, ready for JSON."""
+        """Return the summary as a dictionary, ready for JSON."""
         return {"kind": "references", **asdict(self)}
 
     def summary(self, path: str | Path) -> str:
-        """The summary as a few lines of text."""
+        """Return the summary as a few lines of text."""
         lines = [
             f"{path}: {self.phases:,} phases in {len(self.phases_by_system):,} chemical systems, for candidates of "
             f"scheme {self.scheme} ({_counted(self.run_types)})"
