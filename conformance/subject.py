@@ -122,7 +122,8 @@ def make_calculator(factory: str) -> BaseCalculator:
         made = found() if isinstance(found, type) or not hasattr(found, "get_property") else found
     except Exception as error:  # third-party code may raise anything
         raise EquiscreenError(
-            f"--calculator {factory} cannot be imported or created: {type(error).__name__}: {detail(error)}"
+            f"--calculator {factory} cannot be imported or created ({type(error).__name__}: {detail(error)}); check "
+            "the module and the name"
         ) from error
     if not hasattr(made, "get_property"):
         raise EquiscreenError(

@@ -32,7 +32,7 @@ class _UniqueKeys(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 continue  # rejected by the base class
             if key in seen:
-                raise ValueError(f"the key {key!r} is given twice (line {key_node.start_mark.line + 1})")
+                raise ValueError(f"the key {key!r} is given twice (line {key_node.start_mark.line + 1}); keep only one")
             seen.add(key)
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         return found

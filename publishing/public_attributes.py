@@ -41,7 +41,7 @@ def public_root(content: bytes, changes: Mapping[str, Any]) -> bytes:
     """Return the content of the root file of a store, with public attributes.
 
     Args:
-        content: Content of the root file as it is.
+        content: Present content of the root file.
         changes: Attributes to set.
     """
     document = json.loads(content)

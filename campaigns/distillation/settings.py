@@ -153,7 +153,7 @@ def _loaded(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {detail(error)}") from error
+        raise ConfigError(f"{path} cannot be read: {detail(error)}; give a readable YAML file") from error
     if not isinstance(content or {}, dict):
         raise ConfigError(f"{path} is not a configuration; it needs the sections `network` and `training`")
     return dict(content or {})

@@ -189,7 +189,7 @@ def _digest(paths: Sequence[Path]) -> str:
             with path.open("rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
-            raise ModelFileError(f"{path} cannot be read ({error.strerror})") from error
+            raise ModelFileError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

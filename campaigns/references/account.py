@@ -107,9 +107,12 @@ def read_account(path: str | Path) -> Mapping[str, Any]:
     try:
         found = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
     except (OSError, ValueError, KeyError) as error:
-        raise SourceError(f"{path} is not a table written by `equiscreen references` ({detail(error)})") from error
+        raise SourceError(
+            f"{path} is not a table written by `equiscreen references` ({detail(error)}); give the "
+            "output of that command"
+        ) from error
     if not isinstance(found, dict) or found.get("kind") != "references":
-        raise SourceError(f"{path} is not a table written by `equiscreen references`")
+        raise SourceError(f"{path} is not a table written by `equiscreen references`; give the output of that command")
     return found
 
 

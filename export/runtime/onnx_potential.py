@@ -240,7 +240,9 @@ def read_model(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ModelFileError(f"{path}: cannot read the model file ({error.strerror})") from error
+        raise ModelFileError(
+            f"{path}: cannot read the model file ({error.strerror}); check the path and its permissions"
+        ) from error
 
 
 def check_cutoff(graphs: GraphStore, potential: OnnxPotential, model: str | Path) -> None:

@@ -72,9 +72,7 @@ class Config(Section):
         except FileNotFoundError as error:
             raise ConfigError(f"{path}: no such file") from error
         except OSError as error:
-            raise ConfigError(
-                f"{path} cannot be read ({error.strerror}); give a YAML file that you may read"
-            ) from error
+            raise ConfigError(f"{path} cannot be read ({error.strerror}); give a readable YAML file") from error
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from error
         return cls.parse(content or {}, str(path))

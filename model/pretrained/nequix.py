@@ -66,7 +66,10 @@ def read_nequix(path: str | Path) -> NequipNetwork:
             f"{path} is not a Nequix file: its first line holds no settings; download it again"
         ) from error
     if missing:
-        raise CheckpointError(f"{path}: unsupported architecture: the setting {missing[0]} is missing")
+        raise CheckpointError(
+            f"{path}: unsupported architecture: the setting {missing[0]} is missing; "
+            "docs/pretrained.md lists what can be imported"
+        )
     if settings["index_weights"]:
         raise CheckpointError(f"{path}: unsupported architecture: index_weights is true")
     try:

@@ -157,7 +157,10 @@ def _check(settings: Mapping[str, Any], path: str | Path) -> None:
                 raise CheckpointError(f"{path}: unsupported architecture: {name} is {one!r}, not one of {choices}")
     for section, names in ((basis, BASIS_SETTINGS), (envelope, ENVELOPE_SETTINGS)):
         if unknown := sorted(section.keys() - names):
-            raise CheckpointError(f"{path}: unsupported architecture: unknown setting {unknown[0]}")
+            raise CheckpointError(
+                f"{path}: unsupported architecture: unknown setting {unknown[0]}; docs/pretrained.md "
+                "lists what can be imported"
+            )
 
 
 def _setting(settings: Mapping[str, Any], name: str) -> Any:

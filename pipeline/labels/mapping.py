@@ -412,7 +412,7 @@ def _converted(name: str, quantity: Quantity, rule: LabelRule, value: Any, n_ato
         # CSV tables hold tensors as JSON.
         numbers = np.array(json.loads(value) if isinstance(value, str) else value, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise LabelError(f"label {name!r}: {rule.path} is not numeric ({str(value)[:40]!r})") from error
+        raise LabelError(f"label {name!r}: {rule.path} is not numeric ({str(value)[:40]!r}); check the path") from error
     if np.isinf(numbers).any():
         raise LabelError(f"label {name!r}: {rule.path} has an infinite value")
     numbers = numbers * (rule.sign * _factor(name, rule.unit, quantity.unit or ""))

@@ -118,7 +118,7 @@ def _open_url(url: str) -> tuple[zarr.Group, bytes]:
         files, path = url_to_fs(url)
         return root, files.cat_file(f"{path}/{ROOT_FILE}")
     except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
-        raise StoreError(f"{redact_urls(url)}: no such store") from error
+        raise StoreError(f"{redact_urls(url)}: no such store; check the URL") from error
     except Exception as error:  # every file system raises its own errors
         raise StoreError(
             f"{redact_urls(url)} cannot be opened ({_first_line(error, url)}); check the URL and your permissions"

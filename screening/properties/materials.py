@@ -51,7 +51,8 @@ class Protocol:
         """Return the protocol of a preset for the named properties.
 
         Raises:
-            ConfigError: The preset does not define a property, or a property needs a library that is not installed.
+            ConfigError: A property is unknown or named twice, none is named, or a library that a property needs is not
+            installed.
         """
         properties = preset.chosen(what)
         for one in properties:

@@ -154,7 +154,7 @@ class BatchSettings(BaseModel):
         try:
             content = load_yaml(path)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read: {detail(error)}") from error
+            raise ConfigError(f"{path} cannot be read: {detail(error)}; give the path of a cluster file") from error
         if not isinstance(content, Mapping):
             raise ConfigError(f"{path} is not a cluster file; it needs at least `memory:` and `walltime:`")
         try:
