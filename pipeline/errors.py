@@ -35,7 +35,7 @@ def detail(error: BaseException, about: str = "") -> str:
     error already names the file. If the error has no text, the name of its type is returned.
 
     Args:
-        error: The error.
+        error: Error to quote.
         about: URL that was opened; its secrets are hidden wherever the text quotes them.
     """
     named = isinstance(error, OSError) and error.filename is not None

@@ -98,7 +98,7 @@ class _File:
     Attributes:
         name: Name relative to the folder of the publication.
         store: Store or folder that holds the file.
-        source: Its name there.
+        source: Name of the file in this store or folder.
         steady: Whether an earlier run with the same identity wrote the same bytes.
     """
 

@@ -49,7 +49,7 @@ class DistillReport:
             were held out for the comparison; no two parts have variants of one crystal.
         hold_out_by: Property that no held-out crystal shares with the others: ``composition`` or ``structure``.
         errors: Differences from the teacher on the held-out crystals, as they were given.
-        variant_errors: The same on their variants; None if there are none.
+        variant_errors: Differences on the variants of these crystals; None if there are no variants.
         rates: Speed of both models on held-out crystals.
         seconds: Wall time of the call that finished the distillation, seconds.
     """

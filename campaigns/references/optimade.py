@@ -123,7 +123,7 @@ def resource_phases(
     Args:
         provider: The server.
         files: Responses of the server, one structure per line.
-        settings: What the phases are compared with.
+        settings: Settings of the reader, including the energy scheme of the candidates.
         left_out: Updated with the structures that are left out.
         counts: Updated with the numbers of structures that are ``read`` and ``duplicate``.
 

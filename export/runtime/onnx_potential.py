@@ -162,7 +162,7 @@ class OnnxPotential:
         Raises:
             ModelFileError: The file is missing or damaged, or was not exported by equiscreen; or ONNX Runtime is not
                 installed or cannot load the file.
-            DeviceError: This machine does not have the device.
+            DeviceError: As for `OnnxPotential`.
         """
         return cls(read_model(path), str(path), threads=threads or os.cpu_count() or 1, slots=slots, device=device)
 

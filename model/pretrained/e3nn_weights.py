@@ -46,10 +46,10 @@ def e3nn_matrices(flat: Tensor, into: Channels, out: Channels, fan_in: Channels 
 
 
 def e3nn_element_matrices(flat: Tensor, into: Channels, attributes: Tensor, out: Channels) -> dict[Irrep, Tensor]:
-    """Turn `e3nn.o3.FullyConnectedTensorProduct` with scalars of the elements into one matrix for each element.
+    """Turn the weights of a product of features and scalars of the elements into one matrix for each element.
 
     Args:
-        flat: Flat weights of the product.
+        flat: Flat weights of an `e3nn.o3.FullyConnectedTensorProduct`.
         into: Number of input channels of each irrep, in the order of the file.
         attributes: float64[n_elements, a], the scalars of each element.
         out: Number of output channels of each irrep.

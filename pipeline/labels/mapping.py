@@ -149,7 +149,7 @@ class LabelMapping(BaseModel):
         ``born:atomx3x3=born_charges[e]``.
 
         Args:
-            inline: The labels.
+            inline: Labels in this syntax.
             columns: Further fields to keep for every structure, as text.
 
         Raises:
@@ -247,7 +247,7 @@ class LabelMapping(BaseModel):
         A field is listed if no rule reads it, or if its value contradicts the label that was read from another field.
 
         Args:
-            fields: The record.
+            fields: Fields of the record.
             n_atoms: Number of atoms of the structure.
             found: The labels that were read.
             volume: Volume of the cell, by which virials are divided (angstrom^3).
@@ -297,7 +297,7 @@ class LabelMapping(BaseModel):
         ``energy_unit=Hartree``.
 
         Args:
-            fields: The record.
+            fields: Fields of the record.
             n_atoms: Number of atoms of the structure.
             volume: Volume of the cell, by which virials are divided (angstrom^3).
 

@@ -99,8 +99,8 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
     Args:
         scheduler: None starts one worker process per core of this machine; ``threads`` runs tasks in this process
             (for debugging); ``slurm:FILE``, ``pbs:FILE``, ``lsf:FILE`` or ``sge:FILE`` submits jobs that run workers,
-            as the cluster file says (`pipeline.runs.batch.settings`); anything else is the address of a running
-            cluster, such as ``tcp://host:8786``.
+            with the settings in the cluster file (`pipeline.runs.batch.settings`); anything else is the address of a
+            running cluster, such as ``tcp://host:8786``.
 
     Yields:
         A `distributed.Client`.

@@ -31,7 +31,7 @@ from .protocol import (
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """What is computed for each material.
+    """Properties to compute for each material, and the relaxation that precedes them.
 
     Attributes:
         properties: The properties.
@@ -93,7 +93,7 @@ def compute_materials(
     Args:
         structures: The structures.
         potential: Potential with energy, forces and stress.
-        protocol: What is computed.
+        protocol: Properties to compute.
         born: Born charges of each structure, if they are known.
 
     Returns:

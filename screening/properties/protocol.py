@@ -249,7 +249,7 @@ def check_numbers(settings: Property, zero_allowed: Sequence[str] = ()) -> None:
     """Check that all floating-point settings of a property are finite and positive.
 
     Args:
-        settings: A property.
+        settings: Property whose settings are checked.
         zero_allowed: Names of settings that may also be zero.
 
     Raises:

@@ -251,7 +251,7 @@ def _hulls(diagrams: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _bands(table: CandidateTable, found: Mapping[int, PhononBands]) -> list[str]:
-    """Return the phonon bands of the best candidates that have some."""
+    """Return the phonon bands of the best candidates, where they are known."""
     if not found:
         return []
     drawn = "".join(

@@ -65,7 +65,7 @@ COUPLING_ERROR = 1e-5
 
 @dataclass(frozen=True)
 class _Content:
-    """What a file says about its network.
+    """Settings of the network in a file, and the file with its weights.
 
     Attributes:
         file: The file.

@@ -96,7 +96,7 @@ class NequipLayer:
 
 @dataclass(frozen=True)
 class NequipContent:
-    """What a file says about its network.
+    """Settings of the network in a file, and the file with its weights.
 
     Attributes:
         file: The file.

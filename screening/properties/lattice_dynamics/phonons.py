@@ -144,7 +144,7 @@ class Phonons(Property):
             structure_array(
                 "acoustic_frequency",
                 "float64",
-                "largest absolute frequency of the three acoustic modes at Gamma, zero but for rounding",
+                "largest absolute frequency of the three acoustic modes at Gamma, zero up to rounding",
                 units="THz",
             ),
             _scalar(
