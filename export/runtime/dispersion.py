@@ -401,8 +401,8 @@ def one_thread(library: ctypes.CDLL) -> Iterator[None]:
     """Make a library that was compiled with OpenMP use one thread in this block.
 
     With several threads, the order of its sums, and with it the last bits, would change from run to run. The wheels of
-    dftd3 on PyPI are compiled without OpenMP, conda-forge's packages with it. The setting belongs to the thread that
-    calls, so that other threads are not affected.
+    dftd3 on PyPI are compiled without OpenMP, conda-forge's packages with it. The setting applies to the calling thread
+    only.
 
     Args:
         library: The library, or one that depends on an OpenMP runtime.

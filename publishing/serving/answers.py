@@ -80,7 +80,7 @@ def structure_cif(served: ServedScores, row: int) -> tuple[str, str]:
     rows = np.array([row], dtype=np.int64)
     structure = served.reader.structures(rows)[0]
     if not structure.pbc.all():
-        raise ConfigError(f"row {row} is not periodic in three directions, so it has no CIF")
+        raise ConfigError(f"the structure in row {row} is not periodic in three directions, so it has no CIF")
     facts: dict[str, Any] = {}
     for name in served.shown:
         spec = served.reader.specs[name]
