@@ -27,7 +27,7 @@ _OPTIONAL = (FAILURES_FILE, DUPLICATES_FILE)
 class StoreFiles:
     """The files of a store.
 
-    A plain web server lists no files, so the names behind a URL follow from the metadata of the arrays.
+    A plain web server lists no files, so the names behind a URL are derived from the metadata of the arrays.
 
     Args:
         path: Path or URL of the store.

@@ -124,7 +124,8 @@ def substitute(
 
     When all substitutions are used up, they are repeated with random isotropic strains and displacements. No two
     candidates, and no candidate and prototype, have the same content hash. With the same prototypes, seed and settings,
-    a smaller number of candidates is a prefix of a larger one. Candidates that would relax to the same crystal are not
+    a smaller `count` gives the first candidates of a larger one. Candidates that would relax to the same crystal are
+    not
     detected: two prototypes of one structure type give the same compounds, in cells of nearly the same size.
 
     A prototype is skipped if it is not periodic in three directions or has more than `max_atoms` atoms. It is also

@@ -241,8 +241,8 @@ def works_elsewhere(client: Any) -> bool:
 def restore_workers(client: Any) -> None:
     """Replace workers that are gone for good, if `connect` started the cluster.
 
-    A nanny gives up if the worker that it restarts dies immediately. Jobs of a batch system are replaced by
-    `BatchJobs`.
+    Dask's nanny process gives up if the worker that it restarts dies immediately. Jobs of a batch system are replaced
+    by `BatchJobs`.
     """
     if client.cluster is not None and jobs_of(client) is None:
         client.cluster.scale(len(client.cluster.worker_spec))

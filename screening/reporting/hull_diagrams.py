@@ -28,7 +28,7 @@ _DOWN = 1e-8
 def hull_diagrams(table: CandidateTable, phases: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
     """Return plotly figures of the binary and ternary systems of the candidates.
 
-    Systems in which an element has no reference are left out, and at most  systems are drawn.
+    Systems in which an element has no reference are left out, and only the systems with the most candidates are drawn.
 
     Args:
         table: Candidates; diagrams show those with a formation energy.
