@@ -89,7 +89,7 @@ def check_agreement(networks: Sequence[Network], potential: OnnxPotential, probe
         probes: Structures to compare on.
 
     Returns:
-        Largest absolute differences, by ``output/dtype of PyTorch``.
+        Largest absolute differences, by ``output/dtype of PyTorch``, in the unit of the output (energies: per atom).
 
     Raises:
         ExportError: A difference between ONNX Runtime and PyTorch exceeds its limit.

@@ -46,7 +46,7 @@ def check_laws(potential: OnnxPotential, heads: Mapping[str, HeadConfig], probes
         probes: Structures to compare.
 
     Returns:
-        Largest violations, by ``output/change``.
+        Largest violations, by ``output/change``, in the unit of the output (energies: per atom).
 
     Raises:
         ExportError: A violation exceeds rounding errors.
