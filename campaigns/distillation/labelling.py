@@ -162,7 +162,7 @@ def labelled_arrays() -> tuple[ArraySpec, ...]:
 
 
 def same_crystals(graphs: GraphStore) -> list[int]:
-    """Return, for each crystal of a store, the number of the first crystal that is the same.
+    """Return, for each crystal of a store, the index of the first crystal in it that is the same.
 
     See `pipeline.structures.matching.same_crystal`.
     """

@@ -160,7 +160,7 @@ class OutcomeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Expected cost of a property of one material.
+    """Expected cost of computing a property of one material.
 
     Attributes:
         cells: Number of cells.
@@ -210,7 +210,7 @@ class Property(ABC):
         """
 
     def finish(self, material: Material, found: Mapping[str, Any]) -> Outcome:
-        """Compute the last, long step from what `stages` returned.
+        """Do the last, long step with what `stages` returned.
 
         Args:
             material: The material.

@@ -21,7 +21,7 @@ class LabelledEnergies:
     Attributes:
         label: Labels: float64[n], eV/atom.
         prediction: Predictions: float64[n], eV/atom.
-        calibration: For an ensemble, what `binned_errors` returns; None for a single model.
+        calibration: Result of `binned_errors` for an ensemble; None for a single model.
     """
 
     label: NDArray[np.float64]
