@@ -441,7 +441,7 @@ class _Server:
                 f"{_shown(url)}: this is not an OPTIMADE response (`meta` or `links` is not an object); check the URL"
             )
         if any(isinstance(part, _RepeatingObject) for part in (content, links)):  # one of two lists would be lost
-            raise _PageError(f"{_shown(url)}: this is not an OPTIMADE response (it gives a key twice)")
+            raise _PageError(f"{_shown(url)}: this is not an OPTIMADE response (it gives a key twice); check the URL")
         link = links.get("next")
         link = link.get("href") if isinstance(link, Mapping) else link
         if link and not isinstance(link, str):
