@@ -32,8 +32,7 @@ class Probes:
     """Structures that resemble the training data in distances, density, size and forces.
 
     Attributes:
-        structures: Structures of the last block, of which about as large a fraction is periodic as in the training
-            data.
+        structures: Structures of the last block; about the same fraction of them is periodic as in the training data.
         blocks: Three blocks of structures, of different sizes. Each block also has an isolated atom, and a crystal and
             a molecule if their forces do not exceed `TAME`.
         force: Largest force on an atom (eV/angstrom); 0 without forces.

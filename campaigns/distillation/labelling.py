@@ -67,7 +67,7 @@ def label_crystals(
         potential: The same file, loaded.
         out: Graph store to write.
         settings: How variants are made.
-        groups: For each crystal, the number of the first crystal that is the same.
+        groups: For each crystal, the index of the first crystal that is the same.
         cutoff: Cutoff of the graphs to write, angstrom.
         options: Options of the run.
 

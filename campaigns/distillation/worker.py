@@ -45,7 +45,7 @@ class LabelTask(DivisibleTask):
         start, stop: Crystals of the graph store that belong to the part.
         store: Path or URL of the graph store of the crystals.
         store_hash: Hash of the graph store when the run began.
-        groups: For each crystal from `start` to `stop`, the number of the first crystal that is the same.
+        groups: For each crystal from `start` to `stop`, the index of the first crystal that is the same.
         cutoff: Cutoff of the graphs of the labelled structures, angstrom.
         model_sha256: SHA-256 of the teacher's file, which identifies the worker plugin that holds its session.
         settings: How variants are made.
@@ -116,7 +116,7 @@ class Crystal:
     Attributes:
         structure: The crystal.
         name, source, source_index: Its id and origin in the graph store.
-        group: Number of the first crystal of the graph store that is the same.
+        group: Index of the first crystal of the graph store that is the same.
     """
 
     structure: Structure

@@ -14,7 +14,7 @@ LABELLING_MODEL = "labelling_model"
 
 @dataclass(frozen=True, slots=True)
 class LabellingModel:
-    """The model that computed the labels of a store, as its root attribute `labelling_model`.
+    """The model that computed the labels of a store, as recorded in the root attribute `labelling_model`.
 
     Attributes:
         name: Name of the model, or of its file.
