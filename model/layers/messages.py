@@ -39,7 +39,7 @@ class Slots:
         """Return indices for `gather_rows` of senders' features with `dim` components, int64[N, dim, K] each.
 
         Returns:
-            `index`, a copy of `index` that is computed differently, and `places`.
+            `index`, the same indices computed in another way for the backward pass, and `places`.
         """
         if dim not in self._senders:
             n, k = self.table.neighbors.shape
@@ -52,7 +52,7 @@ class Slots:
         return self._senders[dim]
 
     def spread(self, x: Tensor, *, again: bool = False) -> Tensor:
-        """Copy the values of each pair to its slots: float[P, c] to float[N, 1, K, c]."""
+        """Copy the values of each pair to its slots: float[P, c] to float[N, 1, K, c]; `again` in a backward pass."""
         return gather_rows(x, self.pair_again if again else self.pair, self.pair_places)
 
     def to_pairs(self, x: Tensor) -> Tensor:
