@@ -77,7 +77,7 @@ def estimate(
 
 
 def _steps(settings: RankSettings, model: Path, potential: OnnxPotential) -> Iterator[tuple[str, object]]:
-    """Name and estimate of each step."""
+    """Yield the name and the estimate of each step."""
     sources = path_names(settings.sources)
     store = graph_store_of(sources)
     evaluation = "relaxation" if settings.relax else "scores"
@@ -100,7 +100,7 @@ def _steps(settings: RankSettings, model: Path, potential: OnnxPotential) -> Ite
 
 
 def _evaluation(settings: RankSettings, graphs: str | Path, model: Path, size: int) -> object:
-    """Cost of relaxing or scoring `size` structures, of which the store `graphs` holds a sample."""
+    """Return the cost of relaxing or scoring `size` structures, of which the store `graphs` holds a sample."""
     if settings.relax:
         return relaxation.estimate(
             graphs, model, settings.relaxation, settings.limit, dispersion=settings.dispersion, sample_of=size
@@ -111,7 +111,7 @@ def _evaluation(settings: RankSettings, graphs: str | Path, model: Path, size: i
 def _references(
     settings: RankSettings, candidates: str | Path, model: Path, potential: OnnxPotential
 ) -> Iterator[tuple[str, object]]:
-    """Estimates for the references and for the crystals of the elements."""
+    """Yield the estimates for the references and for the crystals of the elements."""
     scheme = potential.metadata.energy_scheme
     live = [name for name in settings.references if is_live(name)]
     files = [name for name in settings.references if name not in live and not is_dataset(name)]
@@ -135,6 +135,6 @@ def _references(
 
 
 def _relaxation(settings: RankSettings, structures: Path, model: Path, potential: OnnxPotential) -> object:
-    """Cost of relaxing the structures in a file."""
+    """Return the cost of relaxing the structures in a file."""
     with sampled_graphs([str(structures)], potential.cutoff, None) as (_, sample, size):
         return relaxation.estimate(sample, model, settings.relaxation, dispersion=settings.dispersion, sample_of=size)

@@ -156,7 +156,7 @@ def run(
 
 
 def ranking_column(settings: RankSettings) -> str:
-    """Column by which a campaign ranks: energy above hull with references, otherwise formation energy."""
+    """Return the column by which a campaign ranks: energy above hull with references, otherwise formation energy."""
     name = "energy_above_hull" if settings.references else "formation_energy_per_atom"
     return name if settings.relax else f"{name}{UNRELAXED}"
 
@@ -287,7 +287,7 @@ class _Steps:
         self._once(out, make, convex_hull.summary)
 
     def _known_error(self) -> float | None:
-        """Error of the model's energies above hull of relaxed structures, eV/atom; None if unknown or inapplicable."""
+        """Return the error of the model's energies above hull, eV/atom; None if it is unknown or does not apply."""
         settings = self.settings
         if self.has_dispersion or not (settings.references and settings.relax and is_known(settings.model)):
             return None
@@ -332,7 +332,7 @@ class _Steps:
         self.note(summary(open_scores(out) if out.exists() else make(), out))
 
     def _known(self) -> Path | str | None:
-        """Graph store of the references, to tell known structures from new ones; None if they have no structures."""
+        """Return a graph store of the references, to tell known structures from new ones; None if they have none."""
         dataset = next(filter(is_dataset, self.references), None)
         if dataset is not None:
             return self._structures_of(dataset)
@@ -345,7 +345,7 @@ class _Steps:
             return None
 
     def _structures_of(self, references: str) -> Path | str:
-        """Graph store of the structures of a dataset of references, or of the table that holds all other references."""
+        """Return a graph store of the structures in a dataset of references, or in the table of all others."""
         if is_dataset(references):
             return place_of_graphs(references, ScoresReader(references).attrs, None)
         out = self.folder / KNOWN
@@ -392,7 +392,7 @@ def _check_structures(table: Path, given: Sequence[str]) -> None:
 
 
 def _plan(settings: RankSettings, model_sha256: str, folder: Path) -> dict[str, Any]:
-    """Everything that the results of a campaign depend on, including the content of the model and the references."""
+    """Return all that the results of a campaign depend on, including the content of the model and the references."""
     place = folder / _FOLDER.plan_file
     references = [[name, "live"] if is_live(name) else content_version(name) for name in settings.references]
     return {

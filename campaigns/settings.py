@@ -137,7 +137,7 @@ class RankSettings(BaseModel):
         try:
             content = load_yaml(Path(path))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read: {detail(error)}") from error
+            raise ConfigError(f"{path} cannot be read: {detail(error)}; give a readable YAML file") from error
         if not isinstance(content, Mapping):
             raise ConfigError(f"{path} is not a campaign file; it needs at least `sources:`")
         try:

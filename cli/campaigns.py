@@ -53,8 +53,8 @@ def rank(
         typer.Option(
             "--relax-references",
             help="Also relax the structures of --references with the model, and report the energy above the hull of "
-            "these relaxed references, with all energies computed by the model. With --dispersion, this is the only "
-            "hull.",
+            "these relaxed references, with all energies computed by the model. With --dispersion, only this hull is "
+            "computed.",
         ),
     ] = False,
     within: Within = 0.05,
@@ -229,14 +229,15 @@ def distill(
         str | None,
         typer.Option(
             metavar="small|medium|large",
-            help="Preset of the student's network; docs/training.md lists what each costs.",
+            help="Preset of the student's network; docs/training.md lists the cost of each.",
             show_default="small, or the preset in --config",
         ),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            help="YAML file with further settings of the student, as for `equiscreen train`; without `training.split`.",
+            help="YAML file with further settings of the student, as for `equiscreen train --config`; it must not set "
+            "`training.split`.",
             show_default="all keys have their default values",
         ),
     ] = None,
@@ -264,22 +265,22 @@ def distill(
         int,
         typer.Option(
             min=0,
-            help="Also relax each crystal with the teacher for up to 25 steps, and use this many of the steps; "
-            "worthwhile if the candidates are far from their minima.",
+            help="Also relax each crystal with the teacher for up to 25 steps, and label this many of the steps; "
+            "worthwhile if the candidates are far from their energy minima.",
         ),
     ] = 0,
     hold_out: Annotated[
         float,
         typer.Option(
-            help="Fraction of the structures to hold out for the comparison, in whole crystals; an equal fraction "
-            "is held out to choose the best epoch."
+            help="Fraction of the structures to hold out for the comparison; a crystal is held out with all its "
+            "copies. An equal fraction is held out to choose the best epoch."
         ),
     ] = 0.1,
     hold_out_by: Annotated[
         HoldOutBy,
         typer.Option(
-            help="What a held-out crystal may not share with training crystals: its `composition`, or only its "
-            "`structure`, for polymorphs of a few compositions."
+            help="Property that no held-out crystal shares with a training crystal: its `composition`, or only its "
+            "`structure`, which suits polymorphs of a few compositions."
         ),
     ] = HoldOutBy.COMPOSITION,
     seed: Annotated[
@@ -304,8 +305,8 @@ def distill(
     nothing about other chemistries, nor about the error of the teacher itself. Crystals with elements that the teacher
     does not cover stay in the labelled store (labelled.zarr) without labels. The student follows the energy scheme of
     its teacher, so the same references apply to both, and `equiscreen info student/student.onnx` names the teacher. Use
-    it as `--fast` in `equiscreen cascade`, where the teacher decides. `pip install 'equiscreen[rank,train]'` installs
-    everything this command needs.
+    it as `--fast` in `equiscreen cascade`, with the teacher as `--accurate`. `pip install 'equiscreen[rank,train]'`
+    installs everything this command needs.
 
     \b
     Example:

@@ -48,17 +48,17 @@ Device = Annotated[
     str,
     typer.Option(
         help="Device on which to evaluate models: cpu, cuda, cuda:N, or auto (a GPU if there is one). With +cpu "
-        "appended, as in cuda+cpu, parts of a model without a kernel for the GPU run on the CPU; without it, such a "
-        "model is refused."
+        "appended, as in cuda+cpu, operations that have no GPU kernel run on the CPU; otherwise, a model with "
+        "such operations is rejected."
     ),
 ]
 Dispersion = Annotated[
     Literal["none", "d3", "d3-atm"],
     typer.Option(
-        help="Dispersion to add to the energies, forces and stresses of the model: d3 is DFT-D3 with Becke-Johnson "
-        "damping for the model's functional (PBE or r2SCAN), like VASP's IVDW=12; d3-atm adds the three-body term, "
-        "which takes about ten times as long as 7net-0. Energies are then comparable only with others that include "
-        "the same correction. Needs `pip install 'equiscreen[properties]'`."
+        help="Dispersion correction to add to the energies, forces and stresses of the model: d3 is DFT-D3 with "
+        "Becke-Johnson damping for the model's functional (PBE or r2SCAN), like VASP's IVDW=12; d3-atm adds the "
+        "three-body term, which takes about ten times as long as 7net-0. Energies are then comparable only with "
+        "others that include the same correction. Needs `pip install 'equiscreen[properties]'`."
     ),
 ]
 Budget = Annotated[

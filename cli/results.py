@@ -64,8 +64,9 @@ def hull(
         float | None,
         typer.Option(
             min=0,
-            help="Temperature in K; adds the free energy above the hull of --model-references, with the vibrations of "
-            "`equiscreen properties --what phonons`, which S.zarr and all references must have.",
+            help="Temperature in K; adds the free energy above the hull of --model-references. The free energies of "
+            "vibrations come from `equiscreen properties --what phonons`, which must have been run for S.zarr and "
+            "for all references.",
             show_default="no free energies",
         ),
     ] = None,

@@ -347,8 +347,9 @@ def properties(
         bool,
         typer.Option(
             "--relax/--no-relax",
-            help="Relax each crystal first, as tightly as the preset requires, or take it as it is; crystals that are "
-            "not relaxed then have the status not_relaxed besides their properties.",
+            help="Relax each crystal first, as tightly as the preset requires. With --no-relax, crystals are used as "
+            "they are, and those with larger forces or stress than the preset allows have the status not_relaxed, "
+            "although their properties are computed.",
         ),
     ] = True,
     born: Annotated[

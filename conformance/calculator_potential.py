@@ -86,7 +86,7 @@ class CalculatorPotential:
             if output != "energy":
                 return False
             raise EquiscreenError(
-                "the calculator does not predict energies; the laws need a calculator that does"
+                "the calculator does not predict energies, which the laws need; test another calculator"
             ) from None
         except Exception as error:  # calculators raise exceptions of any type
             raise EquiscreenError(

@@ -47,7 +47,7 @@ def evaluate(potential: Potential, structures: Sequence[Structure]) -> Evaluatio
 
 
 def crystals(elements: Sequence[int], cutoff: float) -> list[Structure]:
-    """Crystals without any symmetry, with three to nine atoms in the cell."""
+    """Make crystals without any symmetry, with three to nine atoms in the cell."""
     rng = np.random.default_rng(6)
     made = [s for s in probe_structures(elements, 6, seed=5, max_atoms=9, cutoff=cutoff) if len(s) > 2]
     noise = [rng.normal(0, 0.06, s.frac_coord.shape) for s in made]
@@ -58,7 +58,7 @@ def crystals(elements: Sequence[int], cutoff: float) -> list[Structure]:
 
 
 def molecule(elements: Sequence[int]) -> Structure:
-    """Molecule of five atoms in general positions."""
+    """Make a molecule of five atoms in general positions."""
     first, second, third = (elements[place % len(elements)] for place in range(3))
     positions = np.random.default_rng(4).uniform(0, 3.5, (5, 3)) + np.arange(5)[:, None] * [0.9, 0.4, 0.2]
     return spread_out(Structure.from_cartesian([first, second, third, second, first], positions))
@@ -76,23 +76,23 @@ def spread_out(s: Structure) -> Structure:
 
 
 def slab(crystal: Structure, pbc: Sequence[bool] = (True, True, False)) -> Structure:
-    """The atoms of a crystal, periodic in some directions only."""
+    """Return the atoms of a crystal with periodicity in some directions only."""
     return Structure.from_cartesian(crystal.atomic_number, crystal.positions, crystal.cell, pbc=pbc)
 
 
 def largest_elements(elements: Sequence[int]) -> tuple[int, int]:
-    """The two elements that interact at the longest distances (by covalent radii); a single element is repeated."""
+    """Return the two elements with the largest covalent radii, which interact at the longest distances."""
     by_size = sorted(elements, key=lambda number: float(covalent_radii[number]))
     return by_size[max(0, len(by_size) - 2)], by_size[-1]
 
 
 def pairs(numbers: Sequence[int], distances: Sequence[float] | Array) -> list[Structure]:
-    """Molecules of two atoms at the given distances, angstrom."""
+    """Make molecules of two atoms at the given distances, angstrom."""
     return [Structure.from_cartesian(numbers, np.diag([x, 0.0, 0.0])[[1, 0]]) for x in distances]
 
 
 def slope(values: Array, step: float) -> Array:
-    """Fourth-order central difference; the last axis holds the values at +1, -1, +2 and -2 steps."""
+    """Return a fourth-order central difference; the last axis of `values` holds values at +1, -1, +2 and -2 steps."""
     return (8 * (values[..., 0] - values[..., 1]) - (values[..., 2] - values[..., 3])) / (12 * step)
 
 
@@ -457,7 +457,7 @@ def _assert_agree(derivative: Array, found: Array, limit: float, name: str) -> N
 
 
 def _rotation(seed: int) -> Array:
-    """Random rotation matrix, float64[3, 3]."""
+    """Return a random rotation matrix, float64[3, 3]."""
     turn: Array = Rotation.random(rng=np.random.default_rng(seed)).as_matrix()
     return turn
 
@@ -473,13 +473,13 @@ def _in_block(structures: Sequence[Structure], orders: Sequence[NDArray[np.int64
 
 
 def _unimodular(rng: np.random.Generator) -> Array:
-    """Random integer matrix of determinant one or minus one, close to the identity."""
+    """Return a random integer matrix of determinant one or minus one, close to the identity."""
     lower, upper = (np.eye(3) + np.tril(rng.integers(-1, 2, (3, 3)), -1) for _ in range(2))
     return rng.permutation(lower @ upper.T)
 
 
 def _displaced(s: Structure, step: float) -> list[Structure]:
-    """Copies of a structure with each coordinate displaced by +1, -1, +2 and -2 steps."""
+    """Return copies of a structure with each coordinate displaced by +1, -1, +2 and -2 steps."""
     moved = []
     for atom in range(len(s)):
         for axis in range(3):
@@ -491,7 +491,7 @@ def _displaced(s: Structure, step: float) -> list[Structure]:
 
 
 def _crossing(pair: Sequence[int], cutoff: float, beyond: float) -> Structure:
-    """Crystal of two atoms, each with two neighbours at a distance of about `cutoff + beyond`."""
+    """Make a crystal of two atoms, each with two neighbours at a distance of about `cutoff + beyond`."""
     scale = cutoff / 4.5  # with a cutoff of 4.5 angstrom, no other distance is near the cutoff
     cell = np.array(
         [[cutoff + beyond, 0.0, 0.0], [0.3 * scale, 3.9 * scale, 0.0], [0.1 * scale, 0.5 * scale, 4.1 * scale]]

@@ -48,7 +48,7 @@ class Subject:
         return self.tolerance < FLOAT32 / 100
 
     def describe(self) -> str:
-        """One line for the header of the report."""
+        """Return one line for the header of the report."""
         symmetry = "O(3)" if self.reflections else "SO(3)"
         reach = f"cutoff {self.potential.cutoff:.3f} angstrom" if self.cutoff_known else "no known cutoff"
         return f"{self.name}: {len(self.elements)} elements, {reach}, {symmetry}, tolerance {self.tolerance:g}"
@@ -122,7 +122,8 @@ def make_calculator(factory: str) -> BaseCalculator:
         made = found() if isinstance(found, type) or not hasattr(found, "get_property") else found
     except Exception as error:  # third-party code may raise anything
         raise EquiscreenError(
-            f"--calculator {factory} cannot be imported or created: {type(error).__name__}: {detail(error)}"
+            f"--calculator {factory} cannot be imported or created ({type(error).__name__}: {detail(error)}); check "
+            "the module and the name"
         ) from error
     if not hasattr(made, "get_property"):
         raise EquiscreenError(
@@ -133,7 +134,7 @@ def make_calculator(factory: str) -> BaseCalculator:
 
 
 def parse_elements(text: str) -> tuple[int, ...]:
-    """Atomic numbers of chemical symbols that are separated by commas.
+    """Return the atomic numbers of chemical symbols that are separated by commas.
 
     Raises:
         EquiscreenError: A symbol does not belong to an element.

@@ -110,7 +110,7 @@ def write_alloys(task: AlloyTask) -> int:
 
 
 def prototypes() -> dict[str, Atoms]:
-    """Primitive cells of the prototypes by AFLOW label."""
+    """Return the primitive cells of the prototypes by AFLOW label."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY  # noqa: PLC0415 - takes seconds to import
@@ -143,7 +143,7 @@ def make_alloy(prototype: Atoms, rng: np.random.Generator) -> Atoms:
 
 
 def nearest_contact(atoms: Atoms) -> float:
-    """Smallest ratio of an interatomic distance to the sum of the two metallic radii."""
+    """Return the smallest ratio of an interatomic distance to the sum of the two metallic radii."""
     radii = metallic_radii()
     images = np.array(list(np.ndindex(5, 5, 5))) - 2
     shifts = images @ atoms.cell.array
@@ -155,7 +155,7 @@ def nearest_contact(atoms: Atoms) -> float:
 
 
 def metallic_radii() -> NDArray[np.float64]:
-    """Half the nearest-neighbour distance in the fcc metal, angstrom, by atomic number; zero for other elements."""
+    """Return half the nearest-neighbour distance of each fcc metal, angstrom, by atomic number; zero for others."""
     radii = np.zeros(len(chemical_symbols))
     for metal in METALS:
         number = chemical_symbols.index(metal)

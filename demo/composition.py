@@ -11,7 +11,7 @@ from ..screening.dataset.scores import OK
 
 
 def element_fractions(block: GraphBlock, numbers: ArrayLike) -> NDArray[np.float64]:
-    """Fractions of the atoms of each structure that belong to each element, float64[n_structures, n_elements].
+    """Return the atomic fraction of each element in each structure, float64[n_structures, n_elements].
 
     Args:
         block: Structures.
@@ -30,7 +30,7 @@ def reliable_energies(scores: xr.Dataset) -> NDArray[np.float64]:
 def formation_energies(
     energy: NDArray[np.float64], fractions: NDArray[np.float64], elements: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Energies relative to the elements, float64[n] (eV/atom); NaN if an element of the structure has no energy.
+    """Return energies relative to the elements, float64[n] (eV/atom); NaN if an element has no energy.
 
     Args:
         energy: float64[n], energies of the structures, eV/atom.

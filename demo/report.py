@@ -47,7 +47,7 @@ class ActReport:
     seconds: dict[str, float]
 
     def last_lines(self, *names: str) -> list[str]:
-        """Lines about the duration of the act and the files it wrote."""
+        """Return lines about the duration of the act and the files it wrote."""
         steps = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.seconds.items())
         return [
             "",

@@ -89,7 +89,7 @@ def check_agreement(networks: Sequence[Network], potential: OnnxPotential, probe
         probes: Structures to compare on.
 
     Returns:
-        Largest absolute differences, by ``output/dtype of PyTorch``.
+        Largest absolute differences, by ``output/dtype of PyTorch``, in the unit of the output (energies: per atom).
 
     Raises:
         ExportError: A difference between ONNX Runtime and PyTorch exceeds its limit.
@@ -112,6 +112,7 @@ def check_agreement(networks: Sequence[Network], potential: OnnxPotential, probe
                     raise ExportError(
                         f"{name}: ONNX Runtime differs from PyTorch ({dtype}) by {difference:.1e} {unit}".rstrip()
                         + f", above the limit {limit:.1e} {unit}".rstrip()
+                        + "; try --float64, or another version of ONNX Runtime"
                     )
     return report
 

@@ -46,7 +46,7 @@ def check_laws(potential: OnnxPotential, heads: Mapping[str, HeadConfig], probes
         probes: Structures to compare.
 
     Returns:
-        Largest violations, by ``output/change``.
+        Largest violations, by ``output/change``, in the unit of the output (energies: per atom).
 
     Raises:
         ExportError: A violation exceeds rounding errors.
@@ -77,6 +77,7 @@ def check_laws(potential: OnnxPotential, heads: Mapping[str, HeadConfig], probes
                 raise ExportError(
                     f"{spec.name}: predictions for {change.name} structures are off by {violation:.1e} {unit}".rstrip()
                     + f", above the limit {limit:.1e} {unit}".rstrip()
+                    + "; try --float64, or another version of ONNX Runtime"
                 )
     return out
 

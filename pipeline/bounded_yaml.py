@@ -1,4 +1,4 @@
-"""Reading of YAML with limits on its size and depth and without aliases: a file of a few lines could exhaust memory.
+"""Reading of YAML with limits on its size and depth, and without aliases: with them, a few lines could exhaust memory.
 
 Duplicate keys are rejected, because YAML parsers silently keep only the last value of a key.
 """
@@ -32,7 +32,7 @@ class _UniqueKeys(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 continue  # rejected by the base class
             if key in seen:
-                raise ValueError(f"the key {key!r} is given twice (line {key_node.start_mark.line + 1})")
+                raise ValueError(f"the key {key!r} is given twice (line {key_node.start_mark.line + 1}); keep only one")
             seen.add(key)
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         return found
@@ -70,7 +70,9 @@ def parse_yaml(text: str) -> Any:
                 raise ValueError(f"the file contains an alias (*{event.anchor}); write the value out")  # noqa: TRY004
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
-                raise ValueError(f"the values are nested more than {MAX_DEPTH} levels deep")
+                raise ValueError(
+                    f"the values are nested more than {MAX_DEPTH} levels deep, too deep for a settings file"
+                )
         return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a safe loader
     except (yaml.YAMLError, RecursionError, OverflowError) as error:
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())[:300]}") from error

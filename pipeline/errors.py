@@ -21,7 +21,7 @@ class EquiscreenError(Exception):
         missing.zarr: no such store
 
     Args:
-        message: One line; secrets in its URLs are hidden.
+        message: The message, on one line; secrets in its URLs are hidden.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -35,7 +35,7 @@ def detail(error: BaseException, about: str = "") -> str:
     error already names the file. If the error has no text, the name of its type is returned.
 
     Args:
-        error: The error.
+        error: Error to quote.
         about: URL that was opened; its secrets are hidden wherever the text quotes them.
     """
     named = isinstance(error, OSError) and error.filename is not None

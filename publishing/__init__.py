@@ -1,4 +1,4 @@
-"""Results for other people: published as files behind a web server or in an object store, or served with queries."""
+"""Sharing of results: as files on a web server or in an object store, or through a server that answers queries."""
 
 from typing import TYPE_CHECKING
 

@@ -64,7 +64,7 @@ class PublishedStore(_Record):
 
 
 class Catalogue(_Record):
-    """What a publication holds.
+    """Contents of a publication: its columns, its stores and their origin.
 
     Attributes:
         schema_version: Schema of the catalogue, `CATALOGUE_SCHEMA`.

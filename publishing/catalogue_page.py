@@ -49,7 +49,7 @@ def catalogue_page(catalogue: Catalogue, best: ScoresReader | None, *, report: b
 
 
 def _table(best: ScoresReader) -> str:
-    """The first rows of the ranked list, in the columns that matter most."""
+    """Return the first rows of the ranked list as an HTML table, in the columns that matter most."""
     numbers = [name for name, spec in best.specs.items() if spec.dtype == "float64"]
     ranked = [name for name in numbers if name in str(best.attrs.get("ranked_by", ""))]
     names = [*_FIRST, *dict.fromkeys([*ranked, *numbers])][:_COLUMNS]

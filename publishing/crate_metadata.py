@@ -43,7 +43,7 @@ class Credits:
 def crate_metadata(
     catalogue: Catalogue, attrs: Mapping[str, Any], written: str, credited: Credits, *, report: bool
 ) -> bytes:
-    """Content of `ro-crate-metadata.json`.
+    """Return the content of `ro-crate-metadata.json`.
 
     Args:
         catalogue: Content of the publication.

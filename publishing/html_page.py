@@ -1,4 +1,4 @@
-"""HTML pages that load nothing: no scripts, no fonts, no pictures from anywhere."""
+"""HTML pages that load no scripts, fonts or pictures."""
 
 from __future__ import annotations
 

@@ -38,10 +38,10 @@ def _public(value: Any, name: str) -> Any:
 
 
 def public_root(content: bytes, changes: Mapping[str, Any]) -> bytes:
-    """Content of the root file of a store, with public attributes.
+    """Return the content of the root file of a store, with public attributes.
 
     Args:
-        content: Content of the root file as it is.
+        content: Present content of the root file.
         changes: Attributes to set.
     """
     document = json.loads(content)

@@ -98,7 +98,7 @@ class _File:
     Attributes:
         name: Name relative to the folder of the publication.
         store: Store or folder that holds the file.
-        source: Its name there.
+        source: Name of the file in this store or folder.
         steady: Whether an earlier run with the same identity wrote the same bytes.
     """
 
@@ -110,12 +110,12 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Copied:
-    """What is known of a file after it was copied.
+    """Result of copying a file.
 
     Attributes:
         digest: SHA-256 of the file.
         size: Its size, bytes.
-        new: Whether this run copied it; an earlier one may have.
+        new: Whether this run copied it, rather than an earlier one.
     """
 
     digest: str
@@ -265,10 +265,10 @@ def _mark(identity: Mapping[str, Any]) -> bytes:
 
 
 def _check_apart(target: Place, inputs: Sequence[Path | str]) -> None:
-    """Check that the publication neither is, contains, nor lies inside a store that it is made of.
+    """Check that the publication does not overlap any store that it is made from.
 
     Raises:
-        OutputExistsError: The place overlaps a store.
+        OutputExistsError: The place is such a store, contains one, or lies inside one.
     """
     if target.path is not None:
         check_place(target.path, inputs)
@@ -286,7 +286,7 @@ def _name(scores: str | Path) -> str:
 
 
 def _stores(rows: ScoresReader, inputs: Sequence[StoreFiles], measure: Measure | None, work: Path) -> Iterator[_File]:
-    """Files of all stores; the root of each store comes after its data."""
+    """Yield the files of all stores; the root of each store comes after its data."""
     scores, *graphs = inputs
     attrs: dict[str, Any] = {"graph_store": {**dict(rows.attrs.get("graph_store") or {}), "path": GRAPHS}}
     if not graphs:
@@ -386,5 +386,5 @@ def _date(seconds: float | None) -> str:
 
 
 def _best(store: Path, measure: Measure | None) -> ScoresReader | None:
-    """Reader of the ranked list, for the table of the page; None if there is no ranked list."""
+    """Return a reader of the ranked list, for the table of the page; None if there is no ranked list."""
     return None if measure is None else ScoresReader(store)

@@ -78,7 +78,7 @@ def _is_shown(spec: ArraySpec) -> bool:
 
 
 def chunk_rows(length: int) -> int:
-    """Rows per chunk of a list of a given length."""
+    """Return the number of rows per chunk of a list of a given length."""
     rows = CHUNK_ROWS[STRUCTURE]
     while rows < _LARGEST_CHUNK and length > _CHUNKS * rows:
         rows *= 2

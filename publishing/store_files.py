@@ -27,7 +27,7 @@ _OPTIONAL = (FAILURES_FILE, DUPLICATES_FILE)
 class StoreFiles:
     """The files of a store.
 
-    A plain web server lists no files, so the names behind a URL follow from the metadata of the arrays.
+    A plain web server lists no files, so the names behind a URL are derived from the metadata of the arrays.
 
     Args:
         path: Path or URL of the store.
@@ -90,7 +90,7 @@ class StoreFiles:
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
-        """A file of the store on this machine; one behind a URL is removed at the end of the block.
+        """Yield a file of the store on this machine; a copy from a URL is removed at the end of the block.
 
         Raises:
             StoreError: The file cannot be read.

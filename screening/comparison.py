@@ -64,7 +64,7 @@ def compare(a: str | Path, b: str | Path, *, columns: Sequence[str] | None = Non
         equal values, those with the first ids count as the lowest.
 
     Raises:
-        StoreError: A dataset cannot be read or changed while it was read, or the two have no structure in common.
+        StoreError: A dataset cannot be read, or changed while it was read; or the two have no structure in common.
         ConfigError: A column is missing from a dataset or not numeric, the two datasets have none of the columns in
             `COMPARED` in common, or `top` is below 1.
     """
@@ -404,13 +404,15 @@ def _read_energies(
     try:
         table = pq.read_table(path) if path.suffix == ".parquet" else _read_csv(path)
     except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"{path} cannot be read ({detail(error)})") from error
+        raise SourceError(f"{path} cannot be read ({detail(error)}); give a CSV or parquet file") from error
     key = _column(path, table, id_column, ID_COLUMNS, "id_column")
     named = _column(path, table, energy_column, (*PER_ATOM_COLUMNS, *TOTAL_COLUMNS), "energy_column")
     try:
         values = table[named].cast(pa.float64()).to_numpy(zero_copy_only=False)
     except pa.ArrowException as error:
-        raise SourceError(f"{path}: column {named} holds a value that is not a number ({detail(error)})") from error
+        raise SourceError(
+            f"{path}: column {named} holds a value that is not a number ({detail(error)}); correct or remove it"
+        ) from error
     ids = [str(value) for value in table[key].to_pylist()]
     energies: dict[str, float] = {}
     for one, value, reason in zip(ids, values.tolist(), _other_functionals(path, table, scheme), strict=True):
@@ -423,7 +425,9 @@ def _read_energies(
             raise SourceError(f"{path}: {one!r} has two energies; keep only one")
     if not energies:
         why = "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
-        raise SourceError(f"{path} has no finite energy that can be compared with the energies of the model{why}")
+        raise SourceError(
+            f"{path} has no finite energy that can be compared with the energies of the model ({scheme}){why}"
+        )
     return list(energies), np.array(list(energies.values())), named, _formulas(path, table, ids)
 
 

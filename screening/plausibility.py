@@ -73,7 +73,7 @@ class Plausibility:
 
         Args:
             block: The structures.
-            found: Evaluation of the structures; None to judge distances alone.
+            found: Evaluation of the structures; None checks only distances.
         """
         out = self._of_distances(block)
         if found is None:

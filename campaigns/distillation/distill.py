@@ -276,7 +276,7 @@ def _config(settings: DistillSettings, potential: OnnxPotential) -> Config:
 
     config = Config.parse(settings.training_config(potential.cutoff), str(settings.config or "the student"))
     if not config.network.energy:
-        raise ConfigError(f"{settings.config}: network.energy is false, but a student learns energies; leave it out")
+        raise ConfigError(f"{settings.config}: network.energy is false, but a student learns energies; remove this key")
     return config
 
 

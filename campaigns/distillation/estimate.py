@@ -40,7 +40,7 @@ class DistillEstimate:
     def __str__(self) -> str:
         return (
             f"{self.crystals:,} crystals, at most {self.structures:,} structures: about {self.seconds:,.0f} s on one "
-            f"core to label them, at most {self.bytes_on_disk / 1e6:,.1f} MB on disk besides text columns; the "
+            f"core to label them, at most {self.bytes_on_disk / 1e6:,.1f} MB on disk (text columns not counted); the "
             "training is not included"
         )
 

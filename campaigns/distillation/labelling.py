@@ -162,7 +162,7 @@ def labelled_arrays() -> tuple[ArraySpec, ...]:
 
 
 def same_crystals(graphs: GraphStore) -> list[int]:
-    """Return, for each crystal of a store, the number of the first crystal that is the same.
+    """Return, for each crystal of a store, the index of the first crystal in it that is the same.
 
     See `pipeline.structures.matching.same_crystal`.
     """
@@ -201,7 +201,7 @@ def check_groups(graphs: GraphStore, potential: OnnxPotential, groups: Sequence[
     if crystals < LEAST_GROUPS:
         raise ConfigError(
             f"{graphs.path}: a distillation needs at least {LEAST_GROUPS} different crystals that the teacher covers "
-            f"(to train, to validate and to compare), but covers only {crystals} in this store; add crystals"
+            f"(to train, to validate and to compare), but it covers only {crystals} in this store; add crystals"
         )
     if by is HoldOutBy.COMPOSITION and compositions < LEAST_GROUPS:
         raise ConfigError(

@@ -30,7 +30,7 @@ class Subset:
 
 @dataclass(frozen=True, slots=True)
 class DistillReport:
-    """What a distillation has made, and how the student compares with its teacher.
+    """Result of a distillation: the student, and how it compares with its teacher.
 
     Example:
         >>> from equiscreen.campaigns import DistillSettings, distill
@@ -47,9 +47,9 @@ class DistillReport:
         label_statuses: Number of stored structures with each status; only those that are ok have labels.
         training, validation, held_out: Crystals that the student was trained on, that chose the best epoch, and that
             were held out for the comparison; no two parts have variants of one crystal.
-        hold_out_by: What held-out crystals do not have in common with the others.
+        hold_out_by: Property that no held-out crystal shares with the others: ``composition`` or ``structure``.
         errors: Differences from the teacher on the held-out crystals, as they were given.
-        variant_errors: The same on their variants; None if there are none.
+        variant_errors: Differences on the variants of these crystals; None if there are no variants.
         rates: Speed of both models on held-out crystals.
         seconds: Wall time of the call that finished the distillation, seconds.
     """

@@ -18,7 +18,7 @@ RELAXATION_STEPS = 25
 
 
 class HoldOutBy(StrEnum):
-    """What held-out crystals may not have in common with the crystals that are trained on."""
+    """Property that no held-out crystal may share with a crystal that is trained on."""
 
     COMPOSITION = "composition"  # the reduced formula
     STRUCTURE = "structure"  # the crystal itself, in any cell, origin, site order and orientation
@@ -85,7 +85,7 @@ class DistillSettings:
         cutoff: Cutoff of the student, angstrom; None takes it from `config`, or uses the teacher's.
         hold_out: Fraction of the structures whose crystals are held out for the final comparison. As many others are
             held out to choose the best epoch.
-        hold_out_by: What held-out crystals may not have in common with the crystals that are trained on.
+        hold_out_by: Property that no held-out crystal may share with a crystal that is trained on.
 
     Raises:
         ConfigError: A value is out of range.
@@ -153,7 +153,7 @@ def _loaded(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {detail(error)}") from error
+        raise ConfigError(f"{path} cannot be read: {detail(error)}; give a readable YAML file") from error
     if not isinstance(content or {}, dict):
         raise ConfigError(f"{path} is not a configuration; it needs the sections `network` and `training`")
     return dict(content or {})

@@ -46,7 +46,7 @@ def bundled_file(model: CatalogModel) -> Path | None:
 
 
 def _folder() -> Path | None:
-    """Folder of the installed package, found without importing it."""
+    """Return the folder of the installed package without importing it; None if it is not installed."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:  # a folder of that name that is not a package
         return None

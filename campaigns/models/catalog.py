@@ -73,7 +73,7 @@ class CatalogModel:
         return "package sevenn" if self.published.packaged else self.published.url
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that is known about the model, ready for JSON."""
+        """Return everything that is known about the model, ready for JSON."""
         weights = self.published
         return {
             "name": self.name,
@@ -147,7 +147,7 @@ def find_model(name: str, modality: str | None = None) -> CatalogModel:
 
 
 def unknown_model(name: str) -> str:
-    """Message about a name that is neither in the catalogue nor a file."""
+    """Return a message about a name that is neither in the catalogue nor a file."""
     names = [*dict.fromkeys([*_WEIGHTS, *CATALOG])]
     reason = unknown_name("model", name.partition("@")[0], names)
     return f"{reason} (there is no such file either; `equiscreen models` lists the models)"

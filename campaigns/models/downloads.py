@@ -79,7 +79,7 @@ def fetch(
 
 
 def _downloaded(url: str, part: Path, target: Path, sha256: str, *, progress: bool) -> str | None:
-    """Receive the whole file; returns its SHA-256."""
+    """Receive the whole file, and return its SHA-256."""
     resumed = part.exists()
     if _digest(part) == sha256:  # an earlier process was killed before it renamed the file
         return sha256
@@ -185,7 +185,7 @@ def _size(path: Path) -> int:
 
 
 def _digest(path: Path) -> str | None:
-    """SHA-256 of a file; None if there is none."""
+    """Return the SHA-256 of a file; None if there is no such file."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -32,7 +32,7 @@ def exported_weights(source: str | Path, fidelity: str, note: Callable[[str], No
 
 
 def exported_checkpoint(path: Path, note: Callable[[str], None]) -> bytes:
-    """Export a checkpoint, or the network or ensemble in a run folder; returns the content of the ONNX file.
+    """Export a checkpoint, or the network or ensemble in a run folder, and return the content of the ONNX file.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -43,7 +43,7 @@ def exported_checkpoint(path: Path, note: Callable[[str], None]) -> bytes:
 
 
 def checkpoint_files(path: Path) -> list[Path]:
-    """Files that an export of a checkpoint or run folder depends on.
+    """Return the files that an export of a checkpoint or run folder depends on.
 
     Raises:
         CheckpointError: The run folder has no finished model.

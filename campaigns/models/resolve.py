@@ -156,7 +156,7 @@ def _holds_weights(path: Path) -> bool:
 
 
 def _foreign(path: Path, modality: str | None, note: Callable[[str], None]) -> Path:
-    """The ONNX file made from a SevenNet, Nequix, NequIP, Allegro or MACE weights file."""
+    """Return the ONNX file made from a SevenNet, Nequix, NequIP, Allegro or MACE weights file."""
 
     def make() -> bytes:
         with _installed(str(path)):
@@ -168,7 +168,7 @@ def _foreign(path: Path, modality: str | None, note: Callable[[str], None]) -> P
 
 
 def _trained(path: Path, note: Callable[[str], None]) -> Path:
-    """The ONNX file of a checkpoint, or of the network or ensemble in a run folder."""
+    """Return the ONNX file of a checkpoint, or of the network or ensemble in a run folder."""
     with _installed(str(path)):
         from .exports import checkpoint_files, exported_checkpoint  # noqa: PLC0415 - needs PyTorch
     name = path.resolve().parent.name if path.name == "model.ckpt" else path.resolve().name.removesuffix(_CHECKPOINT)
@@ -176,20 +176,20 @@ def _trained(path: Path, note: Callable[[str], None]) -> Path:
 
 
 def _cached(name: str, digest: str) -> Path:
-    """Path of an export in the cache; the path depends on the weights and on the version of equiscreen."""
+    """Return the path of an export in the cache; it depends on the weights and on the version of equiscreen."""
     plain = re.sub(r"[^\w.+-]", "-", name)[:100]
     return cache_folder() / "models" / f"{plain}.{digest[:12]}.equiscreen-{__version__}.onnx"
 
 
 def _digest(paths: Sequence[Path]) -> str:
-    """SHA-256 of one file, or of the hashes of several files."""
+    """Return the SHA-256 of one file, or of the hashes of several files."""
     digests = []
     for path in paths:
         try:
             with path.open("rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
-            raise ModelFileError(f"{path} cannot be read ({error.strerror})") from error
+            raise ModelFileError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

@@ -76,11 +76,11 @@ class ReferencesAccount:
     schema: int = ACCOUNT_SCHEMA
 
     def attrs(self) -> dict[str, Any]:
-        """The summary as a dictionary, ready for JSON."""
+        """Return the summary as a dictionary, ready for JSON."""
         return {"kind": "references", **asdict(self)}
 
     def summary(self, path: str | Path) -> str:
-        """The summary as a few lines of text."""
+        """Return the summary as a few lines of text."""
         lines = [
             f"{path}: {self.phases:,} phases in {len(self.phases_by_system):,} chemical systems, for candidates of "
             f"scheme {self.scheme} ({_counted(self.run_types)})"
@@ -107,9 +107,12 @@ def read_account(path: str | Path) -> Mapping[str, Any]:
     try:
         found = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
     except (OSError, ValueError, KeyError) as error:
-        raise SourceError(f"{path} is not a table written by `equiscreen references` ({detail(error)})") from error
+        raise SourceError(
+            f"{path} is not a table written by `equiscreen references` ({detail(error)}); give the "
+            "output of that command"
+        ) from error
     if not isinstance(found, dict) or found.get("kind") != "references":
-        raise SourceError(f"{path} is not a table written by `equiscreen references`")
+        raise SourceError(f"{path} is not a table written by `equiscreen references`; give the output of that command")
     return found
 
 

@@ -231,7 +231,7 @@ def _phases(
     *,
     progress: bool,
 ) -> tuple[str, str, Iterator[Phase]]:
-    """Kind of a source, the time when it was downloaded or read (UTC), and its phases."""
+    """Return the kind of a source, the time when it was downloaded or read (UTC), and its phases."""
     now = _time(datetime.now(UTC).timestamp())
     if what.startswith(OPTIMADE_PREFIX):
         provider = provider_of(what)
@@ -264,7 +264,7 @@ def _distinct(entries: Iterable[Mapping[str, Any]], counts: Counter[str]) -> Ite
 
 
 def _dataset_phases(path: str, settings: ReadSettings, left_out: LeftOut) -> Iterator[Phase]:
-    """Phases of a scores dataset.
+    """Yield the phases of a scores dataset.
 
     Raises:
         ConfigError: The energies cannot be compared with those of the candidates, or belong to unrelaxed structures.
@@ -329,7 +329,7 @@ def _row(phase: Phase, compositions: Compositions, source: str) -> dict[str, Any
 def _account(
     rows: list[dict[str, Any]], sources: list[SourceAccount], systems: ChemicalSystems, scheme: str
 ) -> ReferencesAccount:
-    """The summary of a whole table."""
+    """Return the summary of a whole table."""
     by_system = Counter(system_name(row["system"]) for row in rows)
     run_types: Counter[str] = Counter()
     for one in sources:

@@ -57,7 +57,7 @@ def entries_of_mp(
 
 
 def _asked(systems: list[str], thermo_type: str, key: str) -> list[dict[str, Any]]:
-    """Entries of chemical systems, as dictionaries with uncorrected energies."""
+    """Return the entries of chemical systems, as dictionaries with uncorrected energies."""
     try:
         from mp_api.client import MPRester  # noqa: PLC0415 - optional
     except ModuleNotFoundError as error:

@@ -71,7 +71,7 @@ def requests(provider: Provider, systems: ChemicalSystems, *, plain: bool = Fals
 
 
 def _filters(systems: ChemicalSystems, *, plain: bool) -> Iterator[str]:
-    """OPTIMADE filters, each short enough for a URL."""
+    """Yield OPTIMADE filters, each short enough for a URL."""
     if systems.given is None:
         yield ""
         return
@@ -123,7 +123,7 @@ def resource_phases(
     Args:
         provider: The server.
         files: Responses of the server, one structure per line.
-        settings: What the phases are compared with.
+        settings: Settings of the reader, including the energy scheme of the candidates.
         left_out: Updated with the structures that are left out.
         counts: Updated with the numbers of structures that are ``read`` and ``duplicate``.
 
@@ -200,7 +200,7 @@ def _phase(
 
 
 def _atoms(attributes: Mapping[str, Any]) -> tuple[dict[int, int], Structure | None]:
-    """Number of atoms in the cell by atomic number, and the structure if the sites are given.
+    """Return the number of atoms in the cell by atomic number, and the structure if the sites are given.
 
     Raises:
         EntryLeftOutError: The structure cannot be read.
@@ -223,7 +223,7 @@ def _atoms(attributes: Mapping[str, Any]) -> tuple[dict[int, int], Structure | N
 
 
 def _functional(attributes: Mapping[str, Any], provider: Provider, field: EnergyField) -> str:
-    """The functional of an energy, as the structure states it or, if it states none, as the field implies it.
+    """Return the functional of an energy, as the structure states it or, if it states none, as the field implies it.
 
     Raises:
         EntryLeftOutError: The statement is malformed, or contradicts itself.

@@ -37,7 +37,7 @@ class EnergyField:
     keys: tuple[str, ...] = ()
 
     def value(self, attributes: Mapping[str, Any]) -> Any:
-        """Value of this field in a structure; None if the field is absent."""
+        """Return the value of this field in a structure; None if the field is absent."""
         found: Any = attributes.get(self.name)
         for key in self.keys:
             if not isinstance(found, Mapping):
@@ -66,7 +66,7 @@ class Provider:
     note: str = ""
 
     def fitting(self, scheme: str) -> tuple[EnergyField, ...]:
-        """Fields whose energies can be compared with those of an energy scheme."""
+        """Return the fields whose energies can be compared with those of an energy scheme."""
         if scheme == OWN:
             # A user's own network may be trained on anything that a provider serves, but rarely on corrected energies.
             return tuple(field for field in self.fields if field.scheme != CORRECTED or field.keys)
@@ -74,7 +74,7 @@ class Provider:
         return tuple(field for field in self.fields if field.scheme in fitting)
 
     def response_fields(self) -> list[str]:
-        """Names of the fields to request; servers send custom fields only on request."""
+        """Return the names of the fields to request; servers send custom fields only on request."""
         names = [field.name for field in self.fields]
         return list(dict.fromkeys([*names, self.functional_field] if self.functional_field else names))
 
@@ -186,7 +186,7 @@ def _leads_to(url: str, base: str) -> bool:
 
 
 def _any_of(url: str) -> Provider:
-    """A server that may be a mirror of any provider."""
+    """Return a server that may be a mirror of any provider."""
     every = [field for provider in PROVIDERS.values() for field in provider.fields]
     alexandria = [field for field in every if field.name.startswith("_alexandria")]
     others: Sequence[EnergyField] = [field for field in every if field not in alexandria]

@@ -52,7 +52,7 @@ class ChemicalSystems:
         return self.given is None or self._within(system)
 
     def largest(self) -> list[list[str]]:
-        """Symbols of the systems that are not contained in another one, sorted."""
+        """Return the symbols of the systems that are not contained in another one, sorted."""
         systems = self.given or []
         numbers = {one: {atomic_numbers[symbol] for symbol in one} for one in systems}
         alone = [
@@ -61,7 +61,7 @@ class ChemicalSystems:
         return sorted(sorted(one) for one in alone)
 
     def parts(self) -> list[tuple[str, ...]]:
-        """Symbols of every chemical system whose phases compete: all subsystems of all systems, largest first."""
+        """Return the symbols of every chemical system whose phases compete: all subsystems, the largest first."""
         found = {
             part
             for system in self.largest()
@@ -80,7 +80,7 @@ def systems_of_text(text: str) -> set[frozenset[str]]:
 
 
 def system_name(symbols: Iterable[str]) -> str:
-    """Name of a chemical system: ``Fe-Li-O``."""
+    """Return the name of a chemical system, such as ``Fe-Li-O``."""
     return "-".join(sorted(symbols))
 
 

@@ -127,7 +127,7 @@ class Dispersion:
         if len(found) > 1:
             raise ConfigError(
                 f"{', '.join(models)}: these models follow different functionals ({', '.join(sorted(found))}), which "
-                "have different dispersion; screen with each model separately"
+                "need different dispersion corrections; screen with each model separately"
             )
         functional = found.pop()
         s8, a1, a2 = DAMPING[functional]
@@ -145,7 +145,7 @@ class Dispersion:
             block: The structures; their edges are not used, since this correction reaches further.
 
         Returns:
-            Results as from any potential; NaN if the library fails on a structure, or if its cell is absurdly small.
+            Results as from any potential; NaN if the library fails on a structure, or if its cell is impossibly small.
 
         Raises:
             UnknownElementError: An element has no D3 parameters.
@@ -153,7 +153,10 @@ class Dispersion:
         """
         unknown = sorted({*np.unique(block.atomic_number).tolist()} - ELEMENTS)
         if unknown:
-            raise UnknownElementError(f"D3 has no parameters for the elements {unknown} (atomic numbers)")
+            raise UnknownElementError(
+                f"D3 has no parameters for the elements {unknown} (atomic numbers); remove the "
+                "structures that contain them, or omit --dispersion"
+            )
         _check_version(self.version)
         energy, virial = np.zeros(len(block)), np.zeros((len(block), 3, 3))
         forces = np.zeros((len(block.atomic_number), 3))
@@ -309,7 +312,10 @@ def _functional(path: str, metadata: ModelMetadata, dispersion: str) -> str:
         ConfigError: The model predicts no energy, or its functional is unknown or has no damping parameters.
     """
     if "energy" not in {spec.name for spec in metadata.outputs}:
-        raise ConfigError(f"{path}: the model predicts no energy, to which `--dispersion {dispersion}` could be added")
+        raise ConfigError(
+            f"{path}: the model predicts no energy, which `--dispersion {dispersion}` would correct; "
+            "export it with energy among its --outputs, or omit --dispersion"
+        )
     if metadata.energy_scheme in OF_SCHEME:
         return OF_SCHEME[metadata.energy_scheme]
     stated = str(metadata.origin.get("functional", "")).strip()
@@ -318,12 +324,12 @@ def _functional(path: str, metadata: ModelMetadata, dispersion: str) -> str:
     if stated:
         raise ConfigError(
             f"{path}: the energies of this model follow {stated}, for which `--dispersion {dispersion}` has no damping "
-            "parameters; use a model of PBE or r2SCAN energies, or omit --dispersion"
+            "parameters; use a model trained on PBE or r2SCAN energies, or omit --dispersion"
         )
     raise ConfigError(
-        f"{path}: the energy scheme {metadata.energy_scheme} names no functional, which `--dispersion {dispersion}` "
-        "depends on; state a scheme of PBE or r2SCAN with `--energy-scheme` of `equiscreen import` or `refit`, and "
-        "export the model again"
+        f"{path}: the energy scheme {metadata.energy_scheme} names no functional, but `--dispersion {dispersion}` "
+        "depends on it; set a scheme of PBE or r2SCAN energies with `--energy-scheme` of `equiscreen import` or "
+        "`refit`, and export the model again"
     )
 
 
@@ -333,10 +339,10 @@ def _in_bohr(
     """Return the positions and lattice of a structure for the library, in bohr.
 
     The library expects atoms wrapped into the cell, since it searches only as many images as the cutoff needs; during a
-    relaxation atoms leave their cell. Slabs and chains become crystals whose images do not see each other: dftd3 1.7.0
-    would move atoms into the cell also along directions that are not periodic, which tears slabs apart, and leave out
-    pairs of a slab that is not in the xy plane. In a strongly sheared cell, the library would list millions of images:
-    such a cell is replaced by a compact one of the same lattice.
+    relaxation atoms leave their cell. Slabs and chains become crystals whose images are too far apart to interact:
+    dftd3 1.7.0 would move atoms into the cell also along directions that are not periodic, which tears slabs apart, and
+    leave out pairs of a slab that is not in the xy plane. In a strongly sheared cell, the library would list millions
+    of images: such a cell is replaced by a compact one of the same lattice.
 
     Args:
         cell: float64[3, 3], lattice vectors as rows, angstrom.
@@ -345,7 +351,7 @@ def _in_bohr(
         cutoff: Largest distance of a pair, angstrom.
 
     Returns:
-        float64[n_atoms, 3] and float64[3, 3]; no lattice for a molecule; None if the cell is too small for a structure.
+        float64[n_atoms, 3] and float64[3, 3]; no lattice for a molecule; None if the cell is impossibly small.
     """
     positions = _combined(frac, cell)
     if not pbc.any():
@@ -395,8 +401,8 @@ def one_thread(library: ctypes.CDLL) -> Iterator[None]:
     """Make a library that was compiled with OpenMP use one thread in this block.
 
     With several threads, the order of its sums, and with it the last bits, would change from run to run. The wheels of
-    dftd3 on PyPI are compiled without OpenMP, conda-forge's packages with it. The setting belongs to the thread that
-    calls, so that other threads are not affected.
+    dftd3 on PyPI are compiled without OpenMP, conda-forge's packages with it. The setting applies to the calling thread
+    only.
 
     Args:
         library: The library, or one that depends on an OpenMP runtime.

@@ -5,7 +5,7 @@ read a field that is given twice, and truncate numbers to their own width, so a 
 another to the runtime. Here every message must follow the schema of onnx.proto
 (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto): known fields only, in their own encoding, none repeated unless
 it is a list, and numbers in their shortest form. Such files have only one meaning. Tensors in other files, sparse
-tensors, functions and operators of other domains have no place in the schema.
+tensors, functions and operators of other domains are not allowed.
 
 The last entry of a file is the SHA-256 of all bytes before it, so that a flipped bit is detected. Files rewritten by
 other tools do not end with this entry and are read without this check.

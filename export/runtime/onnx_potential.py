@@ -53,7 +53,7 @@ class OnnxPotential:
         ModelFileError: The file is damaged or not a model exported by equiscreen, or ONNX Runtime is not installed or
             cannot load the file.
         DeviceError: This machine does not have the device; or, on a GPU, parts of the model run on the CPU, or the
-            results differ from those of the CPU that the file holds.
+            results differ from the CPU results that are stored in the file.
 
     Attributes:
         placement: Where the nodes run on a GPU; None on the CPU.
@@ -162,7 +162,7 @@ class OnnxPotential:
         Raises:
             ModelFileError: The file is missing or damaged, or was not exported by equiscreen; or ONNX Runtime is not
                 installed or cannot load the file.
-            DeviceError: This machine does not have the device.
+            DeviceError: As for `OnnxPotential`.
         """
         return cls(read_model(path), str(path), threads=threads or os.cpu_count() or 1, slots=slots, device=device)
 
@@ -240,7 +240,9 @@ def read_model(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ModelFileError(f"{path}: cannot read the model file ({error.strerror})") from error
+        raise ModelFileError(
+            f"{path}: cannot read the model file ({error.strerror}); check the path and its permissions"
+        ) from error
 
 
 def check_cutoff(graphs: GraphStore, potential: OnnxPotential, model: str | Path) -> None:

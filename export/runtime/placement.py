@@ -59,7 +59,8 @@ class Placement:
         on_device: Number of nodes that ran on the requested device.
         shape_arithmetic: Number of nodes on the CPU that only compute with sizes; ONNX Runtime keeps them there by
             design.
-        misplaced: Other nodes on the CPU, and copies between device and host other than of a few sizes to the device.
+        misplaced: Other nodes on the CPU, and copies of tensors between device and host, except of a few sizes to the
+            device.
     """
 
     on_device: int
@@ -93,7 +94,7 @@ def _tensors(described: Iterable[Mapping[str, list[int]]]) -> tuple[tuple[str, i
 
 
 def judge_placement(nodes: Iterable[NodeRun], provider: str = CUDA_PROVIDER) -> Placement:
-    """Sort the nodes of a profile into those where they belong and those that are misplaced.
+    """Divide the nodes of a profile into those that ran where they should and those that are misplaced.
 
     Args:
         nodes: Nodes of the profile.

@@ -63,7 +63,7 @@ class ProbeBatch:
         """Read a batch from the values that `to_json` returned.
 
         Args:
-            values: The values.
+            values: Values read from JSON.
             where: Name of the model file, for messages.
 
         Raises:

@@ -33,7 +33,8 @@ class Config(Section):
         50
 
     Attributes:
-        network: The architecture; one of `IMPORTED` only in run folders of networks fine-tuned from imported weights.
+        network: Settings of the architecture. Only run folders of networks fine-tuned from imported weights hold a
+            class of `IMPORTED`.
         training: Settings of the training.
     """
 
@@ -71,7 +72,7 @@ class Config(Section):
         except FileNotFoundError as error:
             raise ConfigError(f"{path}: no such file") from error
         except OSError as error:
-            raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
+            raise ConfigError(f"{path} cannot be read ({error.strerror}); give a readable YAML file") from error
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from error
         return cls.parse(content or {}, str(path))

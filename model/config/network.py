@@ -42,7 +42,8 @@ class Architecture(Section):
     """Settings shared by all architectures.
 
     Attributes:
-        symmetry: Irreps that the features can have: ``o3``, ``natural`` or ``so3``; see `NetworkConfig`.
+        symmetry: Symmetry of the network, which determines the irreps of its features: ``o3``, ``natural`` or ``so3``;
+            see `NetworkConfig`.
         cutoff: Cutoff radius (angstrom).
         energy: Whether the network predicts an energy, with forces and stress.
         heads: Heads that predict other properties, by name.

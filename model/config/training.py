@@ -146,7 +146,7 @@ class TrainingConfig(Section):
         split: Settings of the split into training, validation and test structures.
         fine_tune: Settings of fine-tuning; without a checkpoint, the network starts from random weights.
         dtype: Data type of weights and features; energies are always summed in float64.
-        threads: Number of PyTorch threads per process; None uses PyTorch's default, as a rule one per core.
+        threads: Number of PyTorch threads per process; None uses PyTorch's default, usually one per core.
         devices: Number of processes that share each batch; with GPUs, each process uses one GPU.
         accelerator: ``cpu``, ``cuda``, or ``auto``, which uses a GPU if there is one.
         energy_scale: ``global`` for one scale of all atomic energies, or ``element`` for one scale per element.

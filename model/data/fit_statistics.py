@@ -60,9 +60,9 @@ def fit_statistics(
         cutoff: Cutoff radius of the network (angstrom).
         energy: Whether there are energies; if not, reference energies are 0 and scales 1.
         heads: Labels of the heads, by name.
-        known: Reference energies (eV) by atomic number that are not fitted, such as energies of isolated atoms.
         energy_scale: ``global``: one scale for all elements; ``element``: a separate scale for each element with at
             least 100 labelled force components.
+        known: Reference energies (eV) by atomic number that are not fitted, such as energies of isolated atoms.
 
     Returns:
         The elements of these structures in ascending order, and the statistics. An element that occurs in no structure

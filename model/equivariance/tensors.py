@@ -66,7 +66,7 @@ class TensorBasis:
 
 
 class TensorProperty(Protocol):
-    """Attributes of a property that the algebra needs, as in `model.config.head.HeadConfig`."""
+    """Interface to the settings of a property that determine how it transforms; see `model.config.head.HeadConfig`."""
 
     @property
     def tensor(self) -> str:

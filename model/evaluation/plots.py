@@ -146,8 +146,8 @@ def calibration_plot(
     """Plot errors of an ensemble against its spread, and measure how well the spread predicts the errors.
 
     The left panel shows each error, the right panel root mean squares in bins with equal numbers of points, sorted by
-    spread. Points without spread cannot be shown on a logarithmic axis. If there are no others, or if all their errors
-    are zero, no file is written.
+    spread. Points whose spread is zero cannot be shown on a logarithmic axis. If there are no other points, or if all
+    their errors are zero, no file is written.
 
     Args:
         error: float[...], mean of the ensemble minus the label; NaN where the label is missing.

@@ -46,10 +46,10 @@ def e3nn_matrices(flat: Tensor, into: Channels, out: Channels, fan_in: Channels 
 
 
 def e3nn_element_matrices(flat: Tensor, into: Channels, attributes: Tensor, out: Channels) -> dict[Irrep, Tensor]:
-    """Turn `e3nn.o3.FullyConnectedTensorProduct` with scalars of the elements into one matrix for each element.
+    """Turn the weights of a product of features and scalars of the elements into one matrix for each element.
 
     Args:
-        flat: Flat weights of the product.
+        flat: Flat weights of an `e3nn.o3.FullyConnectedTensorProduct`.
         into: Number of input channels of each irrep, in the order of the file.
         attributes: float64[n_elements, a], the scalars of each element.
         out: Number of output channels of each irrep.
@@ -112,7 +112,7 @@ class InteractionShape:
         return columns
 
     def without_dropped(self, matrices: Mapping[Irrep, Tensor], kept: Collection[Irrep]) -> dict[Irrep, Tensor]:
-        """Restrict maps to the channels before the gate to the kept irreps.
+        """Restrict linear maps that precede the gate to the channels of the kept irreps.
 
         Args:
             matrices: float[..., input channels, output channels] for each irrep.
@@ -122,11 +122,11 @@ class InteractionShape:
         return {ir: m[..., columns] if ir == SCALAR else m for ir, m in matrices.items() if ir in kept}
 
     def rows(self, matrices: Mapping[Irrep, Tensor], ours: Sequence[IrrepPath]) -> dict[Irrep, Tensor]:
-        """Reorder the rows of maps after the convolution to the order of our paths, which may be fewer.
+        """Reorder the rows of the linear maps that follow the convolution to the order of equiscreen's paths.
 
         Args:
             matrices: float[channels of all paths that end in the irrep, output channels] for each irrep.
-            ours: Our paths.
+            ours: equiscreen's paths, which may be fewer than those in the file.
         """
         out = {}
         for irrep, matrix in matrices.items():
@@ -149,14 +149,14 @@ def nonzero_irreps(shapes: Sequence[InteractionShape]) -> list[dict[Irrep, int]]
 def ordered_columns(
     matrix: Tensor, theirs: Sequence[IrrepPath], ours: Sequence[IrrepPath], channels: Channels, signs: Sequence[float]
 ) -> Tensor:
-    """Reorder the columns of a radial matrix to the order of our paths, which may be fewer.
+    """Reorder the columns of a radial matrix to the order of equiscreen's paths, which may be fewer.
 
     Args:
         matrix: float[hidden, channels of all paths].
         theirs: Paths, in the order of the file.
-        ours: Paths, in our order.
+        ours: Paths, in equiscreen's order.
         channels: Number of channels of each left irrep.
-        signs: Sign that multiplies the columns of each of our paths.
+        signs: Sign that multiplies the columns of each path in `ours`.
     """
     columns = dict(zip(theirs, torch.split(matrix, [channels[path.left] for path in theirs], dim=1), strict=True))
     return torch.cat([columns[path] * sign for path, sign in zip(ours, signs, strict=True)], dim=1)
@@ -178,7 +178,7 @@ def gate_gains(
     odd: Callable[[Tensor], Tensor],
     gate: Callable[[Tensor], Tensor],
 ) -> dict[Irrep, float]:
-    """Return, for each irrep, the factor that e3nn's gate applies and our gate leaves out."""
+    """Return, for each irrep, the factor that e3nn's gate applies and equiscreen's leaves out."""
     others = activation_gain(gate)
     gains = dict.fromkeys(irreps, others)
     if SCALAR in gains:

@@ -1,7 +1,7 @@
 """Conversion of MACE (Batatia et al., NeurIPS 2022; arXiv:2401.00096).
 
 A `.model` file is a pickled module, read as records; a state dict with a file of settings holds the same numbers.
-Conventions that differ from ours, and how they are converted:
+Conventions that differ from equiscreen's, and how they are converted:
 
 - linear maps of e3nn divide by the square root of the number of input channels: folded into the weights, as are the
   mean number of neighbours, the prefactor of Bessel functions and the moments of activations;
@@ -9,7 +9,8 @@ Conventions that differ from ours, and how they are converted:
 - radial functions follow the order of the paths, which depends on the version: reordered;
 - 3j symbols come from e3nn 0.4.4, and their signs differ from the installed e3nn: the file holds the symbols of the
   convolutions, and the sign is folded into the radial functions;
-- products are sums over all paths of couplings that the file holds; they are rewritten exactly in our basis of all
+- products are sums over all paths of couplings that the file holds; they are rewritten exactly in equiscreen's basis of
+all
   distinct products, which also takes care of their signs;
 - a head is one column of the readouts, with its own reference energies, scale and shift: one is chosen.
 """
@@ -121,7 +122,7 @@ def _head(settings: MaceSettings, head: str | None, path: str | Path) -> int:
 
 
 class _Reader:
-    """Converts the weights of a file to our convention, all in float64.
+    """Converts the weights of a file to equiscreen's convention, all in float64.
 
     Args:
         settings: Settings of the network.
@@ -161,7 +162,7 @@ class _Reader:
         return network.to(self.state["node_embedding.linear.weight"].dtype).eval()
 
     def config(self) -> MaceConfig:
-        """Return our configuration of the network."""
+        """Return the configuration of the network."""
         settings = self.settings
         hidden = parsed(settings.hidden_irreps)
         channels = sum(mul for mul, ir in hidden if ir == SCALAR)
@@ -248,7 +249,7 @@ class _Reader:
 
         Args:
             layer: Number of the interaction.
-            ours: Our interaction, whose shapes the weights must have.
+            ours: equiscreen's interaction, whose shapes the weights must have.
             embedding: float64[n_elements, channels], features before the first interaction.
         """
         name, product, target = f"interactions.{layer}", f"products.{layer}", f"interactions.{layer}"
@@ -270,7 +271,7 @@ class _Reader:
         return weights
 
     def radial(self, name: str, ours: MaceInteraction) -> list[Tensor]:
-        """Return the matrices of the radial perceptron; the columns of the last follow the order of our paths."""
+        """Return the matrices of the radial perceptron, with the columns of the last in the order of `ours`."""
         count = len(self.settings.radial_MLP) + 1
         matrices = [self.read(f"{name}.conv_tp_weights.layer{place}.weight") for place in range(count)]
         gains = [self.prefactor, *[self.activation] * (count - 1)]
@@ -339,7 +340,7 @@ class _Reader:
 
 
 def linear_weights(flat: Tensor, into: Mapping[Irrep, int], out: Mapping[Irrep, int]) -> dict[Irrep, Tensor]:
-    """Split the flat weights of `e3nn.o3.Linear` into weights of our `IrrepsLinear`, which has the same normalisation.
+    """Split the flat weights of `e3nn.o3.Linear` into weights of `IrrepsLinear`, which has the same normalisation.
 
     Args:
         flat: Flat weights.
@@ -360,17 +361,17 @@ def linear_weights(flat: Tensor, into: Mapping[Irrep, int], out: Mapping[Irrep, 
 def rewrite_products(
     contraction: SymmetricContraction, irrep: Irrep, couplings: Tensor, weights: Tensor, out: Tensor
 ) -> None:
-    """Express products that use other coupling matrices in the basis of our products.
+    """Express products that use other coupling matrices in the basis of equiscreen's products.
 
     Args:
-        contraction: Our contraction.
+        contraction: Contraction whose products are the basis.
         irrep: Irrep of the products.
         couplings: float64[(2 l + 1,) components of each factor, products]; the first axis is missing for scalars.
         weights: float64[n_elements, products, channels].
-        out: float64[n_elements, our products, channels], where the weights of our products are added.
+        out: float64[n_elements, products of the basis, channels], to which the weights are added.
 
     Raises:
-        CheckpointError: The couplings are not combinations of ours.
+        CheckpointError: The couplings are not combinations of equiscreen's.
     """
     if irrep.l == 0:
         couplings = couplings.unsqueeze(0)

@@ -148,7 +148,9 @@ class MaceSettings(BaseModel):
         try:
             content = load_yaml(Path(path))
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
+            raise CheckpointError(
+                f"{path} cannot be read ({error.strerror}); give a YAML or JSON file of settings"
+            ) from error
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
         if not isinstance(content, dict) or content.get("family") != "mace":

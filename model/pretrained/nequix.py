@@ -1,7 +1,7 @@
 """Conversion of Nequix (Koker and Smidt, arXiv:2508.16067), from its PyTorch or its JAX files.
 
 Both formats begin with a line of JSON that holds the settings. After this line comes a PyTorch file, or arrays in
-NumPy's format in the order of the model's leaves. Conventions that differ from ours, and how they are converted:
+NumPy's format in the order of the model's leaves. Conventions that differ from equiscreen's, and their conversion:
 
 - linear maps on irreps divide by the square root of the number of input channels: folded into the weights;
 - activations of the gate, but not of the radial perceptron, are divided by the square root of their second moment:
@@ -66,7 +66,10 @@ def read_nequix(path: str | Path) -> NequipNetwork:
             f"{path} is not a Nequix file: its first line holds no settings; download it again"
         ) from error
     if missing:
-        raise CheckpointError(f"{path}: unsupported architecture: the setting {missing[0]} is missing")
+        raise CheckpointError(
+            f"{path}: unsupported architecture: the setting {missing[0]} is missing; "
+            "docs/pretrained.md lists what can be imported"
+        )
     if settings["index_weights"]:
         raise CheckpointError(f"{path}: unsupported architecture: index_weights is true")
     try:

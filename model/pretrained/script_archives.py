@@ -1,4 +1,4 @@
-"""Networks from TorchScript archives, whichever code wrote them."""
+"""Networks from TorchScript archives of MACE, NequIP and Allegro."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Conversion of checkpoints of SevenNet (Park et al., J. Chem. Theory Comput. 20, 4857 (2024)).
 
-Conventions that differ from ours, and how they are converted:
+Conventions that differ from equiscreen's, and how they are converted:
 
 - linear maps of e3nn divide by the square root of the number of input channels: folded into the weights;
 - activations are divided by the square root of their second moment, which e3nn estimates from samples: folded into the
@@ -157,7 +157,10 @@ def _check(settings: Mapping[str, Any], path: str | Path) -> None:
                 raise CheckpointError(f"{path}: unsupported architecture: {name} is {one!r}, not one of {choices}")
     for section, names in ((basis, BASIS_SETTINGS), (envelope, ENVELOPE_SETTINGS)):
         if unknown := sorted(section.keys() - names):
-            raise CheckpointError(f"{path}: unsupported architecture: unknown setting {unknown[0]}")
+            raise CheckpointError(
+                f"{path}: unsupported architecture: unknown setting {unknown[0]}; docs/pretrained.md "
+                "lists what can be imported"
+            )
 
 
 def _setting(settings: Mapping[str, Any], name: str) -> Any:
@@ -271,7 +274,7 @@ def _by_element(values: Tensor, modality: int | None, order: Tensor) -> Tensor:
 
 
 class _Reader:
-    """Reads the weights of a file in our convention, all in float64.
+    """Reads the weights of a file in equiscreen's convention, all in float64.
 
     Args:
         config: Configuration of the network.
@@ -363,7 +366,7 @@ class _Reader:
         return e3nn_element_matrices(flat, shape.into, one_hot, shape.gate_in)
 
     def radial(self, layer: int, network: NequipNetwork) -> list[Tensor]:
-        """Return the matrices of the radial perceptron; the columns of the last follow the order of our paths."""
+        """Return the matrices of the radial perceptron, with the columns of the last in the order of `network`."""
         names = [f"{layer}_convolution.weight_nn.layer{place}.weight" for place in range(MAX_LAYERS + 2)]
         matrices = [self.state[name].double() for name in names if name in self.state]
         gains = [self.bessel, *[self.radial_gain] * (len(matrices) - 1)]

@@ -14,9 +14,9 @@ _DEFAULT = 128 << 10
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory it frees, if the C library is glibc; return whether this succeeded.
+    """Let this process keep the memory that it frees; return whether the C library (glibc) supports this.
 
-    Otherwise, memory for each tensor above 128 kB is requested from the system and returned in every step.
+    By default, glibc requests memory for each tensor above 128 kB from the system and returns it in every step.
     Clearing the pages of this memory takes a seventh of the training time on a CPU (tests/benchmarks/training_rate.py).
     """
     return _set_thresholds(_LIMIT)

@@ -100,7 +100,7 @@ def train_ensemble(
     """
     begin = time.monotonic()
     if members < 2:
-        raise ConfigError(f"an ensemble needs at least two members, not {members}")
+        raise ConfigError(f"an ensemble needs at least two members, not {members}; use `train` for a single network")
     folder, graphs = Path(out), open_stores(stores)
     recipe = make_recipe(graphs, config or Config(), limit, members)
     settings = recipe.config

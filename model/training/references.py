@@ -154,7 +154,9 @@ def _labelled(network: Network, stores: Sequence[GraphStore], name: str) -> tupl
         bool[n_structures] for each store, and the number of structures with an energy that have other elements.
     """
     if not network.config.energy:
-        raise ConfigError(f"{name} predicts no energy, so it has no reference energies to fit")
+        raise ConfigError(
+            f"{name} predicts no energy, so it has no reference energies to fit; use a network that predicts energies"
+        )
     chosen, n_skipped = [], 0
     for store in stores:
         if store.cutoff < network.cutoff:

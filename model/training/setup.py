@@ -34,7 +34,7 @@ from .run_folder import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A run before its first step.
+    """A training run that is ready for its first step.
 
     Attributes:
         data: Stores, split, labels of heads, and replayed structures.

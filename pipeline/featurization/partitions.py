@@ -216,7 +216,7 @@ def _read_small_file(file: SourceFile, options: ReadOptions) -> Iterator[RawReco
 
 
 def _records_of_file(file: SourceFile, options: ReadOptions) -> Iterator[RawRecord]:
-    """Yield all records of a file, in whichever format it turns out to be."""
+    """Yield all records of a file, in the format that is set or detected."""
     form = file.detected()
     if form in (Format.PARQUET, Format.ASE_DB):
         with TemporaryDirectory() as folder:

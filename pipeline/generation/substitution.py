@@ -1,4 +1,4 @@
-"""Candidate crystals by ion substitution: known prototypes, likely ions, neutral charge and rescaled volume.
+"""Candidate crystals made by ion substitution in known prototypes, with likely ions and rescaled volumes.
 
 Each element of a prototype is assigned an oxidation state. These ions are replaced by others, with the probabilities
 that Hautier, Fischer, Ehrlacher, Jain and Ceder mined from the ICSD (Inorg. Chem. 50, 656 (2011)), as shipped with
@@ -111,7 +111,7 @@ def substitute(
     max_strain: float = MAX_STRAIN,
     rattle: float = RATTLE,
 ) -> Iterator[Candidate]:
-    """Make candidates by ion substitution.
+    """Make candidates by substituting ions in prototypes.
 
     All likely substitutions of all prototypes are drawn without replacement, each with a chance proportional to its
     probability, so more likely ones tend to come earlier. The cell is scaled so that
@@ -124,7 +124,8 @@ def substitute(
 
     When all substitutions are used up, they are repeated with random isotropic strains and displacements. No two
     candidates, and no candidate and prototype, have the same content hash. With the same prototypes, seed and settings,
-    a smaller number of candidates is a prefix of a larger one. Candidates that would relax to the same crystal are not
+    a smaller `count` gives the first candidates of a larger one. Candidates that would relax to the same crystal are
+    not
     detected: two prototypes of one structure type give the same compounds, in cells of nearly the same size.
 
     A prototype is skipped if it is not periodic in three directions or has more than `max_atoms` atoms. It is also

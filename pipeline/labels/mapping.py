@@ -149,7 +149,7 @@ class LabelMapping(BaseModel):
         ``born:atomx3x3=born_charges[e]``.
 
         Args:
-            inline: The labels.
+            inline: Labels in this syntax.
             columns: Further fields to keep for every structure, as text.
 
         Raises:
@@ -222,7 +222,7 @@ class LabelMapping(BaseModel):
                 _factor(name, rule.unit, self.quantity(name).unit or "")
 
     def breaks_symmetry(self, structure: Structure, labels: Mapping[str, NDArray[np.float64]]) -> bool:
-        """Whether the symmetry of a crystal forbids one of its tensor labels."""
+        """Whether the symmetry of a crystal forbids the values of one of its tensor labels."""
         tensors = [name for name in labels if self.quantity(name).turns]
         if not tensors:
             return False
@@ -247,7 +247,7 @@ class LabelMapping(BaseModel):
         A field is listed if no rule reads it, or if its value contradicts the label that was read from another field.
 
         Args:
-            fields: The record.
+            fields: Fields of the record.
             n_atoms: Number of atoms of the structure.
             found: The labels that were read.
             volume: Volume of the cell, by which virials are divided (angstrom^3).
@@ -297,7 +297,7 @@ class LabelMapping(BaseModel):
         ``energy_unit=Hartree``.
 
         Args:
-            fields: The record.
+            fields: Fields of the record.
             n_atoms: Number of atoms of the structure.
             volume: Volume of the cell, by which virials are divided (angstrom^3).
 
@@ -412,7 +412,7 @@ def _converted(name: str, quantity: Quantity, rule: LabelRule, value: Any, n_ato
         # CSV tables hold tensors as JSON.
         numbers = np.array(json.loads(value) if isinstance(value, str) else value, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise LabelError(f"label {name!r}: {rule.path} is not numeric ({str(value)[:40]!r})") from error
+        raise LabelError(f"label {name!r}: {rule.path} is not numeric ({str(value)[:40]!r}); check the path") from error
     if np.isinf(numbers).any():
         raise LabelError(f"label {name!r}: {rule.path} has an infinite value")
     numbers = numbers * (rule.sign * _factor(name, rule.unit, quantity.unit or ""))

@@ -32,7 +32,7 @@ def stated_units(fields: Mapping[str, Any]) -> dict[str, str]:
     Names are in lower case and in the singular, without ``REF_``.
 
     Args:
-        fields: The record.
+        fields: Fields of the record.
     """
     found = {}
     for key, value in fields.items():

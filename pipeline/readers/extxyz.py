@@ -79,7 +79,7 @@ def _comment(line: str) -> dict[str, Any]:
             return found[0]
         key = _KEYS.get(key.lower(), key)
         if key in seen and _ONCE.fullmatch(key):
-            raise InvalidStructureError(f"the comment line has two values for {key}")
+            raise InvalidStructureError(f"the comment line has two values for {key}; keep only one")
         seen.add(key)
         return f"{_HIDDEN}{key}" if key in _TENSORS else key
 

@@ -322,8 +322,7 @@ def _text_format(value: str | bytes) -> Format | None:
 def structure_from_value(value: Any) -> Structure:
     """Read a structure from the value of a field.
 
-    The value is CIF or POSCAR text, a pymatgen structure or an OPTIMADE structure, both as a dictionary or
-    JSON text.
+    The value is CIF or POSCAR text, or a pymatgen or OPTIMADE structure as a dictionary or JSON text.
 
     Raises:
         InvalidStructureError: The value is none of these, or cannot be read.

@@ -99,8 +99,8 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
     Args:
         scheduler: None starts one worker process per core of this machine; ``threads`` runs tasks in this process
             (for debugging); ``slurm:FILE``, ``pbs:FILE``, ``lsf:FILE`` or ``sge:FILE`` submits jobs that run workers,
-            as the cluster file says (`pipeline.runs.batch.settings`); anything else is the address of a running
-            cluster, such as ``tcp://host:8786``.
+            with the settings in the cluster file (`pipeline.runs.batch.settings`); anything else is the address of a
+            running cluster, such as ``tcp://host:8786``.
 
     Yields:
         A `distributed.Client`.
@@ -241,8 +241,8 @@ def works_elsewhere(client: Any) -> bool:
 def restore_workers(client: Any) -> None:
     """Replace workers that are gone for good, if `connect` started the cluster.
 
-    A nanny gives up if the worker that it restarts dies immediately. Jobs of a batch system are replaced by
-    `BatchJobs`.
+    Dask's nanny process gives up if the worker that it restarts dies immediately. Jobs of a batch system are replaced
+    by `BatchJobs`.
     """
     if client.cluster is not None and jobs_of(client) is None:
         client.cluster.scale(len(client.cluster.worker_spec))
@@ -263,7 +263,7 @@ def check_seen(path: str | Path) -> None:
 
 @lru_cache(maxsize=8)
 def check_reached(url: str) -> None:
-    """Check, on a worker, that the store at a URL can be read: a worker has a network and credentials of its own.
+    """Check, on a worker, that the store at a URL can be read: workers may lack the network access or the credentials.
 
     Raises:
         UnreachableError: The store cannot be read.

@@ -123,9 +123,9 @@ class ProgressReport:
 
 
 class _TimeLeft(ProgressColumn):
-    """Time left of a report, computed anew whenever the bar is drawn.
+    """Time left until the run ends, computed anew whenever the bar is drawn.
 
-    Rich's own column counts the items of the last seconds, including items that earlier runs had done.
+    Rich's own column computes the rate from the last seconds, and counts the items that earlier runs had done.
     """
 
     def __init__(self, report: ProgressReport) -> None:

@@ -104,7 +104,7 @@ def listing_url(url: str) -> str:
     except ValueError:
         good = False
     if not good:
-        raise SourceError(f"{_shown(url)} is not an http or https URL")
+        raise SourceError(f"{_shown(url)} is not an http or https URL; give the base URL of an OPTIMADE server")
     if "@" in parts.netloc:
         raise SourceError(f"{_shown(url)}: remove the user name and password from the URL")
     path = parts.path.rstrip("/")
@@ -324,7 +324,7 @@ class _Server:
         try:
             origin = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise SourceError(f"{_shown(url)}: this URL is invalid ({error})") from error
+            raise SourceError(f"{_shown(url)}: this URL is invalid ({error}); correct it") from error
         with httpx.Client(headers=headers, timeout=timeout) as client:
             yield cls(client, origin, timeout, attempts, delay, max_bytes)
 
@@ -339,11 +339,18 @@ class _Server:
             before, ids = ids, [resource.get("id") for resource in page.resources]
             empty = 0 if page.resources else empty + 1
             if ids and None not in ids and ids == before:
-                raise _PageError(f"{_shown(url)}: the server returned the previous page again")
+                raise _PageError(
+                    f"{_shown(url)}: the server returned the previous page again; report this to its operators"
+                )
             if empty > MAX_EMPTY_PAGES and page.next is not None:
-                raise _PageError(f"{_shown(url)}: the server returned {empty} empty pages in a row")
+                raise _PageError(
+                    f"{_shown(url)}: the server returned {empty} empty pages in a row; report this to its operators"
+                )
             if page.next is not None and hash(page.next) in asked:
-                raise _PageError(f"{_shown(url)}: the next link leads back to {_shown(page.next)}")
+                raise _PageError(
+                    f"{_shown(url)}: the next link leads back to {_shown(page.next)}; report this to the "
+                    "operators of the server"
+                )
             yield page
             if page.next is None:
                 return
@@ -398,7 +405,7 @@ class _Server:
             content = json.loads(body, object_pairs_hook=_as_sent)
         except (ValueError, RecursionError) as error:
             begin = _one_line(body[:60].decode("utf-8", errors="replace"))
-            raise _PageError(f"{_shown(url)}: the response is not JSON ({begin!r})") from error
+            raise _PageError(f"{_shown(url)}: the response is not JSON ({begin!r}); check the URL") from error
         return self._page(response.url, content)
 
     def _body(self, response: httpx.Response, most: int, *, cut: bool = False) -> bytes:
@@ -425,12 +432,16 @@ class _Server:
         if detail and data is None:
             raise _PageError(f"{_shown(url)}: the server reported: {detail}")
         if not isinstance(data, list) or not all(isinstance(resource, Mapping) for resource in data):
-            raise _PageError(f"{_shown(url)}: this is not an OPTIMADE response (`data` is not a list of structures)")
+            raise _PageError(
+                f"{_shown(url)}: this is not an OPTIMADE response (`data` is not a list of structures); check the URL"
+            )
         meta, links = (content.get(key) or {} for key in ("meta", "links"))
         if not isinstance(meta, Mapping) or not isinstance(links, Mapping):
-            raise _PageError(f"{_shown(url)}: this is not an OPTIMADE response (`meta` or `links` is not an object)")
+            raise _PageError(
+                f"{_shown(url)}: this is not an OPTIMADE response (`meta` or `links` is not an object); check the URL"
+            )
         if any(isinstance(part, _RepeatingObject) for part in (content, links)):  # one of two lists would be lost
-            raise _PageError(f"{_shown(url)}: this is not an OPTIMADE response (it gives a key twice)")
+            raise _PageError(f"{_shown(url)}: this is not an OPTIMADE response (it gives a key twice); check the URL")
         link = links.get("next")
         link = link.get("href") if isinstance(link, Mapping) else link
         if link and not isinstance(link, str):
@@ -438,7 +449,9 @@ class _Server:
                 f"{_shown(url)}: this is not an OPTIMADE response (the next link is of type {type(link).__name__})"
             )
         if not link and meta.get("more_data_available") is True:
-            raise _PageError(f"{_shown(url)}: the server has more data but gives no next link")
+            raise _PageError(
+                f"{_shown(url)}: the server has more data but gives no next link; report this to its operators"
+            )
         wait = meta.get("request_delay")
         wait = min(max(wait, 0.0), MAX_WAIT_S) if isinstance(wait, int | float) else 0.0
         return _Page(data, self._next(url, link) if link else None, wait)

@@ -78,7 +78,7 @@ class Run:
     Attributes:
         store: Index of the store.
         start, stop: Range of structures.
-        load: Size of the chosen structures, relative to a full run.
+        load: Size of the chosen structures (their edges or their number), as a fraction of the largest run.
     """
 
     store: int

@@ -70,8 +70,8 @@ def check_unchanged(path: str | Path, schema: str, store_hash: str) -> None:
     """
     if open_root(path, schema).attrs.get("store_hash") != store_hash:
         raise StoreError(
-            f"{path} has changed during this run; run the command again and, if that reports an unfinished run, "
-            "discard the unfinished run"
+            f"{path} has changed during this run; run the command again, with --overwrite if it then reports an "
+            "unfinished run"
         )
 
 
@@ -118,7 +118,7 @@ def _open_url(url: str) -> tuple[zarr.Group, bytes]:
         files, path = url_to_fs(url)
         return root, files.cat_file(f"{path}/{ROOT_FILE}")
     except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
-        raise StoreError(f"{redact_urls(url)}: no such store") from error
+        raise StoreError(f"{redact_urls(url)}: no such store; check the URL") from error
     except Exception as error:  # every file system raises its own errors
         raise StoreError(
             f"{redact_urls(url)} cannot be opened ({_first_line(error, url)}); check the URL and your permissions"

@@ -89,8 +89,8 @@ def opened(path: str, store_hash: str) -> GraphStore:
     store = GraphStore(path)
     if store.store_hash != store_hash:
         raise StoreError(
-            f"{path} has changed during this run; run the command again and, if that reports an unfinished run, "
-            "discard the unfinished run"
+            f"{path} has changed during this run; run the command again, with --overwrite if it then reports an "
+            "unfinished run"
         )
     return store
 

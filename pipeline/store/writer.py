@@ -93,8 +93,8 @@ class InputFile:
             same = False
         if not same:
             raise StoreError(
-                f"{self.path} has changed during this run; run the command again and, if that reports an unfinished "
-                "run, discard the unfinished run"
+                f"{self.path} has changed during this run; run the command again, with --overwrite if it then reports "
+                "an unfinished run"
             )
 
     def _has_content(self) -> bool:

@@ -59,7 +59,7 @@ def answer(served: ServedScores, query: Query) -> bytes:
 
 
 def shown_rows(served: ServedScores, rows: NDArray[np.int64], columns: Sequence[str]) -> list[list[Any]]:
-    """Cells of some rows, with flags as words, for a page."""
+    """Return the cells of some rows for a page, with flags as words."""
     cells = []
     for name in columns:
         values, spec = served.column(name)[rows], served.reader.specs[name]
@@ -80,7 +80,7 @@ def structure_cif(served: ServedScores, row: int) -> tuple[str, str]:
     rows = np.array([row], dtype=np.int64)
     structure = served.reader.structures(rows)[0]
     if not structure.pbc.all():
-        raise ConfigError(f"row {row} is not periodic in three directions, so it has no CIF")
+        raise ConfigError(f"the structure in row {row} is not periodic in three directions, so it has no CIF")
     facts: dict[str, Any] = {}
     for name in served.shown:
         spec = served.reader.specs[name]
@@ -100,7 +100,7 @@ def _table(served: ServedScores, found: Found, columns: Sequence[str]) -> pa.Tab
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column for CSV: flags as text, and missing numbers as empty cells."""
+    """Return a column for CSV: flags as text, and missing numbers as empty cells."""
     if pa.types.is_dictionary(column.type):
         return column.cast(pa.string())
     if pa.types.is_floating(column.type):

@@ -83,7 +83,7 @@ class DatasetRoutes(Plugin):
             raise HTTPException(503, _CHANGED)
 
     def public(self, error: EquiscreenError) -> str:
-        """Message of an error without the path of the dataset."""
+        """Return the message of an error without the path of the dataset."""
         return str(error).replace(str(self._scores), self._scores.name).replace("--where", "where")
 
     @hookimpl
@@ -205,7 +205,7 @@ class _Headers:
 
 
 def _state_of(scores: Path) -> tuple[Any, ...]:
-    """What changes when a dataset is replaced; empty if it is gone."""
+    """Return metadata that change when a dataset is replaced; empty if it is gone."""
     try:
         facts = (scores / ROOT_FILE).stat()
     except OSError:

@@ -162,7 +162,7 @@ class ServedScores:
         return Found(len(rows), rows[first : first + page_size], sort)
 
     def _meeting(self, query: Conditions) -> NDArray[np.bool_] | None:
-        """Rows that meet the conditions of a query: bool[n]; None for all rows."""
+        """Return which rows meet the conditions of a query: bool[n]; None for all rows."""
         parts: list[NDArray[np.bool_]] = []
         if query.where.strip():
             condition = parse_filter(query.where, self.variables)
@@ -176,7 +176,7 @@ class ServedScores:
         return np.logical_and.reduce(parts) if parts else None
 
     def _of_elements(self, query: Conditions) -> list[NDArray[np.bool_]]:
-        """Conditions on the elements: bool[n] each."""
+        """Return which rows meet each condition on the elements: bool[n] each."""
         parts: list[NDArray[np.bool_]] = []
         system = _bits(query.chemical_system.replace("-", ","))
         required, some = _bits(query.elements), _bits(query.any_elements)
@@ -194,7 +194,7 @@ class ServedScores:
         return parts
 
     def _elements(self) -> NDArray[np.uint64]:
-        """Elements of every structure, one bit each: uint64[n, 2]."""
+        """Return the elements of every structure, one bit each: uint64[n, 2]."""
 
         def read() -> NDArray[Any]:
             numbers: dict[str, int] = {}
@@ -214,7 +214,7 @@ class ServedScores:
         return self._keep(("elements",), read)
 
     def _order(self, sort: str) -> NDArray[np.int64]:
-        """All rows in the order of a column: int64[n].
+        """Return all rows in the order of a column: int64[n].
 
         Columns of numbers are sorted as in a selection: rows whose status marks their values as unreliable come after
         all others, missing values are last, and equal values are in the order of the dataset. Text is sorted
@@ -252,7 +252,7 @@ class ServedScores:
 
 
 def _bits(text: str) -> NDArray[np.uint64]:
-    """Elements of a comma-separated list as bits: uint64[2].
+    """Return the elements of a comma-separated list as bits: uint64[2].
 
     Raises:
         ConfigError: The text is not a list of elements.

@@ -73,7 +73,8 @@ class StatedCalculation:
     def functional(self) -> Functional | None:
         """Return the functional that the statements agree on; None if none is known.
 
-        If no statement names one, it is the functional of the POTCARs, unless they are PBE POTCARs.
+        If no statement names one, it is the functional of the POTCARs, unless these are PBE POTCARs, which are used
+        with other functionals too.
 
         Raises:
             StatementError: The statements contradict each other.

@@ -323,7 +323,7 @@ class VibrationalFreeEnergies:
         return np.where(is_ok, found, np.nan)
 
     def check_references(self, names: Sequence[str], rows: NDArray[np.int64]) -> None:
-        """Check that all references have a free energy; the hull would lack the others.
+        """Check that every reference has a free energy; one without would be missing from the hull.
 
         Args:
             names: Ids of these references.

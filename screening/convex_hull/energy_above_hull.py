@@ -147,7 +147,7 @@ def read_energies(
         compositions: Updated with the compositions of the candidates.
         corrections: MP2020 corrections, for energies that need them.
         folder: Folder for the files.
-        bar: Progress.
+        bar: Progress report.
 
     Raises:
         StoreError: The scores or their graph store are damaged, or no row has a usable energy.
@@ -176,7 +176,7 @@ def with_free_energies(candidates: CandidateEnergies, temperature: float, folder
     """Return the free energies of all candidates, in files: their energies plus the free energies of their vibrations.
 
     Args:
-        candidates: The energies.
+        candidates: Energies of the candidates.
         temperature: Temperature, K.
         folder: Folder for the files.
 
@@ -206,7 +206,7 @@ def find_hull(
     Args:
         candidates: Energies of the candidates.
         references: Reference phases.
-        bar: Progress.
+        bar: Progress report.
         lower_bound: Whether there are no references besides elements, so that the candidates serve as references.
         exclude_self: Leave each candidate's own phase, recognised by its structure, out of its hull.
 
@@ -300,7 +300,7 @@ def write_distances(
         free: Free energies of the candidates and their hull, if there is one.
         options: Options of the hull.
         staging: Folders of the run.
-        bar: Progress.
+        bar: Progress report.
 
     Returns:
         Manifests of all parts, in order.

@@ -79,9 +79,9 @@ def hull(
     (elements included) that were relaxed with the model of the candidates; all its energies are computed by this model.
     Errors that the model makes for all similar crystals then cancel.
 
-    With a `temperature`, the free energy above a third hull is added, at this temperature: the energies plus the free
-    energies of the vibrations in the harmonic approximation, of candidates and `model_references` alike, as computed by
-    `compute_properties` with phonons. A reference without a free energy is an error.
+    With a `temperature`, the result also has the free energy above a third hull. A free energy is the energy plus the
+    free energy of the harmonic vibrations at this temperature, which `compute_properties` computes with phonons. A
+    reference without a free energy is an error; a candidate without one gets NaN.
 
     With the energies of several models (`energy_members`), or a known `error` of the model, the result also has the
     probabilities that the structure is below the hull and that it is at most `within` above it.
@@ -143,7 +143,8 @@ def hull(
     if temperature is not None and not of_model:
         raise ConfigError(
             "--temperature needs --model-references: datasets of `equiscreen properties --what phonons` with the "
-            f"references and the elements, computed with the model of the candidates; if {scores} holds them, name it"
+            f"references and the elements, computed with the model of the candidates; if {scores} itself holds them, "
+            f"use --model-references {scores}"
         )
     target = hull_path(scores) if out is None else str(out)
     # Record the files before their content is hashed.

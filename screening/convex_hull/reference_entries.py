@@ -39,7 +39,9 @@ from .references import (
 # tables and datasets are read piece by piece.
 MAX_JSON_BYTES = 4 << 30
 _HEAD_BYTES = 1 << 10
-_NO_ENTRIES = "this is not a file of pymatgen entries (a list of records with composition and energy)"
+_NO_ENTRIES = (
+    "this is not a file of pymatgen entries (a list of records with composition and energy); give one, or a table"
+)
 # OMat24 uses the Hubbard U and the POTCARs of the Materials Project, except for these POTCARs (OMat24StaticSet in
 # FAIRChem).
 _OMAT24_POTCARS = {"W": "W_sv", "Yb": "Yb_3"}

@@ -361,7 +361,7 @@ def _batches(path: str, settings: ReadSettings) -> Iterator[pa.RecordBatch]:
         with opened(options) as reader:
             yield from reader
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise SourceError(f"{path} cannot be read as a table ({detail(error)})") from error
+        raise SourceError(f"{path} cannot be read as a table ({detail(error)}); give a CSV or parquet file") from error
 
 
 def _wanted(path: str, names: Sequence[str], settings: ReadSettings) -> list[str]:

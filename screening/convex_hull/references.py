@@ -234,7 +234,7 @@ class References:
         """Sort collected entries by composition, energy and name, so that their order in the files has no effect.
 
         Args:
-            found: The entries.
+            found: Collected entries.
             n_members: Number of ensemble members of the candidates. If any entry has energies of this many members,
                 member energies are kept; an entry without them then has the same energy for all members.
             account: Summary of each file.

@@ -66,7 +66,7 @@ def carried_columns(graphs: GraphStore, arrays: Iterable[ArraySpec]) -> tuple[st
 
 
 def uncompressed_bytes(specs: Iterable[ArraySpec], counts: Mapping[str, int]) -> float:
-    """Return the size of the arrays of a store without compression, bytes; text columns are left out.
+    """Return the uncompressed size of the arrays of a store in bytes, not counting text columns.
 
     Args:
         specs: The arrays.

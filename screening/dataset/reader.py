@@ -85,7 +85,7 @@ class ScoresReader:
 
     @property
     def energy_status(self) -> str:
-        """Column with the outcome that energies depend on; in datasets of properties, only of the relaxation."""
+        """Column with the status that energies depend on; in datasets of properties, the status of the relaxation."""
         return RELAXATION_STATUS if RELAXATION_STATUS in self.specs else "status"
 
     def is_ranked(self, statuses: NDArray[Any]) -> NDArray[np.bool_]:

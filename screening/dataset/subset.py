@@ -116,7 +116,7 @@ def write_graph_subset(out: Path, graphs: GraphStore, rows: NDArray[np.int64]) -
         rows: int64[n], rows of the structures, in any order.
 
     Raises:
-        StoreError: The graph store is damaged, or changed meanwhile.
+        StoreError: The graph store is damaged, or changed while it was read.
     """
     parts, scratch = out.with_suffix(".parts"), out.with_suffix(".partial")
     for place in (parts, scratch):

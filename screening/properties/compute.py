@@ -118,8 +118,8 @@ def compute_properties(
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: An output exists, or another run is writing it.
         ConfigError: A property, the preset, the filter or the limit is invalid, a library that a property needs is not
-            installed, or the dispersion correction cannot be added to the model; or a structure has no Born charges, or
-            those of another crystal.
+            installed, or the dispersion correction cannot be added to the model; or the Born charges of a structure are
+            missing or do not fit it.
     """
     begin = time.monotonic()
     options = RunOptions(
@@ -398,15 +398,15 @@ class _Plan:
 
 
 def _protocol(preset: str, what: Sequence[str], *, born: bool, follow_modes: bool) -> Preset:
-    """Return the preset, with Born charges and the following of modes among the settings of its phonons.
+    """Return the preset, whose phonons use Born charges and follow imaginary modes if this is wanted.
 
     Raises:
         ConfigError: The preset is unknown, or there are settings of phonons that are not computed.
     """
     chosen = preset_named(preset)
-    for name, given in (("Born charges", born), ("followed modes", follow_modes)):
+    for name, given in (("--born", born), ("--follow-modes", follow_modes)):
         if given and Phonons.name not in what:
-            raise ConfigError(f"{name} need phonons; add phonons to --what")
+            raise ConfigError(f"{name} needs phonons; add phonons to --what")
     if not (born or follow_modes):
         return chosen
     relaxation = replace(chosen.relaxation, fix_symmetry=False) if follow_modes else None

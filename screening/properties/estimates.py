@@ -46,9 +46,10 @@ class PropertiesEstimate:
 
     def __str__(self) -> str:
         return (
-            f"{self.structures:,} structures, at most {self.cells:,} cells besides their relaxations: about "
-            f"{self.seconds:,.0f} s on one core (from a sample of {self.sample}), at most "
-            f"{self.bytes_on_disk / 1e6:,.1f} MB on disk besides text columns, {self.bytes_of_memory / 1e6:,.0f} MB of "
+            f"{self.structures:,} structures, at most {self.cells:,} cells to evaluate (relaxations not counted): "
+            f"about {self.seconds:,.0f} s on one core (from a sample of {self.sample}), at most "
+            f"{self.bytes_on_disk / 1e6:,.1f} MB on disk (text columns not counted), "
+            f"{self.bytes_of_memory / 1e6:,.0f} MB of "
             "memory per worker"
         )
 

@@ -167,8 +167,8 @@ def _scores(path: str, store_hash: str) -> ScoresReader:
     scores = ScoresReader(path)
     if scores.hash != store_hash:
         raise StoreError(
-            f"{path} has changed during this run; run the command again and, if that reports an unfinished run, "
-            "discard the unfinished run"
+            f"{path} has changed during this run; run the command again, with --overwrite if it then reports an "
+            "unfinished run"
         )
     return scores
 

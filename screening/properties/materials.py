@@ -31,7 +31,7 @@ from .protocol import (
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """What is computed for each material.
+    """Properties to compute for each material, and the relaxation that precedes them.
 
     Attributes:
         properties: The properties.
@@ -51,7 +51,8 @@ class Protocol:
         """Return the protocol of a preset for the named properties.
 
         Raises:
-            ConfigError: The preset does not define a property, or a property needs a library that is not installed.
+            ConfigError: A property is unknown or named twice, none is named, or a library that a property needs is not
+            installed.
         """
         properties = preset.chosen(what)
         for one in properties:
@@ -92,7 +93,7 @@ def compute_materials(
     Args:
         structures: The structures.
         potential: Potential with energy, forces and stress.
-        protocol: What is computed.
+        protocol: Properties to compute.
         born: Born charges of each structure, if they are known.
 
     Returns:

@@ -160,7 +160,7 @@ class OutcomeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Expected cost of a property of one material.
+    """Expected cost of computing a property of one material.
 
     Attributes:
         cells: Number of cells.
@@ -210,7 +210,7 @@ class Property(ABC):
         """
 
     def finish(self, material: Material, found: Mapping[str, Any]) -> Outcome:
-        """Compute the last, long step from what `stages` returned.
+        """Do the last, long step with what `stages` returned.
 
         Args:
             material: The material.
@@ -249,7 +249,7 @@ def check_numbers(settings: Property, zero_allowed: Sequence[str] = ()) -> None:
     """Check that all floating-point settings of a property are finite and positive.
 
     Args:
-        settings: A property.
+        settings: Property whose settings are checked.
         zero_allowed: Names of settings that may also be zero.
 
     Raises:

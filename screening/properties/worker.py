@@ -39,7 +39,7 @@ class PropertyTask(DivisibleTask):
         graph_columns: Input columns to copy from the graph store.
         model_sha256: SHA-256 of the model file, which identifies the worker plugin that holds its session.
         dispersion: Dispersion correction that is added to the model, if any.
-        protocol: What is computed.
+        protocol: Properties to compute.
         folder: Folder of the parts of the dataset; the manifest in it is written last, and marks the part as complete.
         graphs: Folder of the parts of the graph store.
         followed: Folder of the parts of the graph store of structures that imaginary modes lead to; None if modes are

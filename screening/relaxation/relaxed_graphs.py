@@ -42,7 +42,7 @@ class RelaxedGraphs:
 
     Attributes:
         path: Path or URL of the store.
-        target: The same place, to write to.
+        target: Target at this path, to which the store is written.
         digest: Digest of the identity; it marks the store as an output of this run.
     """
 

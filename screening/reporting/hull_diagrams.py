@@ -26,7 +26,9 @@ _DOWN = 1e-8
 
 
 def hull_diagrams(table: CandidateTable, phases: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
-    """Return a plotly figure for each system.
+    """Return plotly figures of the binary and ternary systems of the candidates.
+
+    Systems in which an element has no reference are left out, and only the systems with the most candidates are drawn.
 
     Args:
         table: Candidates; diagrams show those with a formation energy.

@@ -21,7 +21,7 @@ class LabelledEnergies:
     Attributes:
         label: Labels: float64[n], eV/atom.
         prediction: Predictions: float64[n], eV/atom.
-        calibration: For an ensemble, what `binned_errors` returns; None for a single model.
+        calibration: Result of `binned_errors` for an ensemble; None for a single model.
     """
 
     label: NDArray[np.float64]
@@ -51,7 +51,7 @@ def labelled_energies(scores: str | Path, store: str | Path | None) -> LabelledE
 def binned_errors(error: NDArray[np.float64], spread: NDArray[np.float64]) -> tuple[list[float], list[float]]:
     """Return the root mean squares of predicted uncertainties and of errors, eV/atom.
 
-    The structures are sorted by predicted uncertainty and divided into tenths; each tenth gives one value of each.
+    The structures are sorted by predicted uncertainty and divided into tenths; each tenth gives one pair of values.
 
     Args:
         error: float64[n], prediction minus label, eV/atom.

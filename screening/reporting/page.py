@@ -56,7 +56,7 @@ def picture_file(heading: str, path: str | Path) -> str:
         with Path(path).open("rb") as file:
             content = file.read(_MAX_PICTURE + 1)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); give the path of a PNG file") from error
     if not content.startswith(_PNG) or len(content) > _MAX_PICTURE:
         raise ConfigError(
             f"{path} is not a PNG file of at most {_MAX_PICTURE:,} bytes; convert the picture or make it smaller"

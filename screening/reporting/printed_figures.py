@@ -104,7 +104,7 @@ def write_figures(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputExistsError(
-            f"{folder} cannot be a folder for figures ({error.strerror}); choose another `--figures`"
+            f"{folder} cannot be used as the folder for figures ({error.strerror}); choose another `--figures`"
         ) from error
     for chart in charts:
         with rc_context(_STYLE):

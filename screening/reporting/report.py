@@ -55,11 +55,12 @@ def report(
 ) -> Path:
     """Write a report of a screen, a relaxation, a hull or a selection.
 
-    The page shows the best candidates with pictures; a table of candidates that can be sorted and filtered, with the
-    structures of the best 200 to rotate and download; phonon bands of the best candidates, if `compute_properties` has
-    computed them; the convex hulls of binary and ternary systems; a funnel of counts; distributions of energies and
-    uncertainties; a periodic table of the hits; predictions against labels, if the graph store has any; cost and
-    provenance. It needs no internet connection. Candidates that are the same crystal share one row of the table.
+    The page shows pictures of the best candidates, and a table of candidates that can be sorted and filtered. The
+    structures of the best 200 can be rotated and downloaded, and the phonon bands of the best few are shown if
+    `compute_properties` has computed them. Figures show the convex hulls of binary and ternary systems, the counts of
+    structures at each step, the distributions of energies and uncertainties, and a periodic table of the hits; if the
+    graph store has labels, predictions are plotted against them. The page also states cost and provenance, and needs no
+    internet connection. Candidates that are the same crystal share one row of the table.
 
     Example:
         >>> from equiscreen.screening import report
@@ -251,7 +252,7 @@ def _hulls(diagrams: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _bands(table: CandidateTable, found: Mapping[int, PhononBands]) -> list[str]:
-    """Return the phonon bands of the best candidates that have some."""
+    """Return the phonon bands of the best candidates, where they are known."""
     if not found:
         return []
     drawn = "".join(

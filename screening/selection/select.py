@@ -58,8 +58,8 @@ def select(
 ) -> xr.Dataset:
     """Choose the best structures of a screen, relaxation or hull, and write them.
 
-    Rows take part if their status is ok (unless the filter has a condition on `status`) and their ranking column is
-    finite. The result and recipe.json record how many rows were skipped for each reason. Derived columns are added
+    Rows are considered if their status is ok (unless the filter has a condition on `status`) and their ranking column
+    is finite. The result and recipe.json record how many rows were skipped for each reason. Derived columns are added
     (see `selection.derived_columns.DerivedColumns`): chemical system, magnetic and f elements, charge neutrality and
     electronegativity by SMACT's rules, prototype label, and novelty against known crystals. The filter may use these
     columns too; they are computed only for rows that meet its other conditions, best first, until enough structures are

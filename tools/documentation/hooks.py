@@ -36,7 +36,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def command_line() -> str:
-    """The help pages of all commands, as `equiscreen COMMAND --help` prints them."""
+    """Return the help pages of all commands, as `equiscreen COMMAND --help` prints them."""
     os.environ["COLUMNS"] = str(_COLUMNS)
     from equiscreen.cli.app import app  # noqa: PLC0415 - typer reads the width of the terminal when it is imported
 

@@ -82,7 +82,7 @@ def write_project(folder: Path) -> None:
 
 
 def licence() -> str:
-    """The licence of SevenNet and its weights, as its package states it."""
+    """Return the licence of SevenNet and its weights, as its package states it."""
     files = distribution("sevenn").files or []
     (path,) = (file for file in files if file.name == "LICENSE")
     return path.read_text()

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def problems(dist: Path) -> list[str]:
-    """Problems of the checkout and of the distributions in a folder, one line each."""
+    """Return the problems of the checkout and of the distributions in a folder, one line each."""
     found = []
     settings = (ROOT / "mkdocs.yml").read_text()
     address = re.search(r'^repo_url: "?([^"\n]*)"?$', settings, re.MULTILINE)

@@ -1,6 +1,6 @@
 """Conversion of checkpoints and packages of Allegro (Musaelian et al., Nat. Commun. 14, 579 (2023)), from 0.7 on.
 
-`files` opens them. Conventions that differ from ours, and how they are converted:
+`files` opens them. Conventions that differ from equiscreen's, and how they are converted:
 
 - perceptrons multiply their weights by gains, and Bessel functions have a prefactor 1 / pi: folded into the weights;
 - the scalars of an edge are the input of two linear maps, which are folded into the perceptron before them;
@@ -65,7 +65,7 @@ COUPLING_ERROR = 1e-5
 
 @dataclass(frozen=True)
 class _Content:
-    """What a file says about its network.
+    """Settings of the network in a file, and the file with its weights.
 
     Attributes:
         file: The file.
@@ -327,7 +327,7 @@ def _slices(irreps: Sequence[Irrep]) -> dict[Irrep, slice]:
 
 
 def _sign(stored: Tensor, path: Path) -> float:
-    """Return the sign of the coefficients of a path in the file, relative to ours.
+    """Return the sign of the coefficients of a path in the file, relative to equiscreen's.
 
     Raises:
         ValueError: The coefficients differ by more than a sign.

@@ -51,7 +51,10 @@ def deployed_network(archive: ScriptArchive, path: str | Path) -> NequipNetwork:
     network, scale = _unwrapped(archive.module, path)
     for name, module in network.children().items():
         if not MODULES.fullmatch(name):
-            raise CheckpointError(f"{path}: unsupported architecture: {name} ({module.kind}) is unknown")
+            raise CheckpointError(
+                f"{path}: unsupported architecture: {name} ({module.kind}) is unknown; "
+                "docs/pretrained.md lists what can be imported"
+            )
     types = archive.extra["type_names"].split()
     file = NequipFile(path, types, _translated(network, scale, len(types)), None, None, version)
     basis, cutoff, spherical = (
@@ -89,7 +92,10 @@ def _unwrapped(module: Record, path: str | Path) -> tuple[Record, float]:
                 raise CheckpointError(f"{path}: unsupported architecture: global_rescale_shift is not zero")
             scale *= float(module["scale_by"]) if module["scale_by"].numel() else 1.0
         elif module.name not in WRAPPERS:
-            raise CheckpointError(f"{path}: unsupported architecture: {module.name} is unknown")
+            raise CheckpointError(
+                f"{path}: unsupported architecture: {module.name} is unknown; docs/pretrained.md "
+                "lists what can be imported"
+            )
         module = next(iter(module.children().values()))
     return module, scale
 

@@ -96,7 +96,9 @@ class NequipFile:
 
     def unsupported(self, name: str, what: str) -> CheckpointError:
         """Return the error for a setting that is not supported."""
-        return CheckpointError(f"{self.path}: unsupported architecture: {name} {what}")
+        return CheckpointError(
+            f"{self.path}: unsupported architecture: {name} {what}; docs/pretrained.md lists what can be imported"
+        )
 
     def check_settings(self, builders: set[str], known: set[str]) -> Mapping[str, Any]:
         """Return the settings of a checkpoint.
@@ -117,7 +119,10 @@ class NequipFile:
                 f"{code} network, package it with `nequip-package`, and import the package"
             )
         if unknown := sorted(settings.keys() - known):
-            raise CheckpointError(f"{self.path}: unsupported architecture: unknown setting {unknown[0]}")
+            raise CheckpointError(
+                f"{self.path}: unsupported architecture: unknown setting {unknown[0]}; "
+                "docs/pretrained.md lists what can be imported"
+            )
         return settings
 
     def whole_number(self, name: str, power: float) -> int:
@@ -324,7 +329,10 @@ def _sequential(module: Record, path: str | Path) -> Record:
     """Return the modules that compute the energy, which lie inside the modules that derive forces."""
     while module.name != "SequentialGraphNetwork":
         if module.name not in {"ForceStressOutput", "GraphModel"}:
-            raise CheckpointError(f"{path}: unsupported architecture: {module.kind} is unknown")
+            raise CheckpointError(
+                f"{path}: unsupported architecture: {module.kind} is unknown; docs/pretrained.md "
+                "lists what can be imported"
+            )
         module = next(iter(module.children().values()))
     return module
 
@@ -381,7 +389,7 @@ def _trained(state: Mapping[str, Any], settings: Mapping[str, Any], path: str | 
     """Return the weights, or averaged weights if the file has them, without the names of modules around the network."""
     (prefix,) = {name.removesuffix(MARKER) for name in state if name.endswith(MARKER)}
     if not prefix.startswith("model.sole_model."):
-        raise CheckpointError(f"{path} contains several models, but only one can be imported")
+        raise CheckpointError(f"{path} contains several models, but only one can be imported; package each separately")
     found = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     averaged = [tensor for name, tensor in state.items() if re.fullmatch(r"ema\.ema_weights?[._]\d+", name)]
     if not averaged:

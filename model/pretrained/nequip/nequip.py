@@ -1,6 +1,6 @@
 """Conversion of checkpoints and packages of NequIP (Batzner et al., Nat. Commun. 13, 2453 (2022)), from version 0.7 on.
 
-`files` opens them. Conventions that differ from ours, and how they are converted:
+`files` opens them. Conventions that differ from equiscreen's, and how they are converted:
 
 - linear maps and tensor products of e3nn divide by the square root of the number of input channels, and perceptrons
   multiply their weights by a gain: folded into the weights;
@@ -96,7 +96,7 @@ class NequipLayer:
 
 @dataclass(frozen=True)
 class NequipContent:
-    """What a file says about its network.
+    """Settings of the network in a file, and the file with its weights.
 
     Attributes:
         file: The file.

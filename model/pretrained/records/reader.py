@@ -58,7 +58,7 @@ def read_pickle(content: bytes, storage: StorageReader, inert: Sequence[str] = (
         inert: Beginnings of the dotted names that become records, in addition to `INERT`.
 
     Raises:
-        RefusedError: A name or an operation is not on the list, or a tensor exceeds its storage. A damaged pickle can
+        RefusedError: A name or an operation is not allowed, or a tensor exceeds its storage. A damaged pickle can
             raise any other error.
     """
     reader = _Reader(content, storage, (*INERT, *inert))

@@ -58,7 +58,9 @@ def read_module(path: str | Path, inert: Sequence[str]) -> Record:
             f"{path} is damaged, or is not a module that PyTorch saved ({detail(error)}); copy or download it again"
         ) from error
     if not isinstance(found, Record):
-        raise CheckpointError(f"{path} contains {type(found).__name__}, not a module")
+        raise CheckpointError(
+            f"{path} contains {type(found).__name__}, not a module; import a .model file that MACE saved"
+        )
     return found
 
 

@@ -60,7 +60,7 @@ def site_element(kind: str, label: str, known: Collection[int], listed: Collecti
 
     Args:
         kind: Type symbol; empty if there is none.
-        label: Label.
+        label: Label of the site.
         known: Elements of the chemical formula; empty if it is not given.
         listed: Elements of other sites.
 

@@ -100,7 +100,7 @@ class BatchJobs:
                     file.close()
 
     def note_result(self) -> None:
-        """Note that a task has ended, or that there were none to end."""
+        """Reset the count of jobs without a result, because a task has ended or there was none to run."""
         self._fruitless = 0
 
     def check_progress(self) -> None:
@@ -142,7 +142,7 @@ class BatchJobs:
         self._watching = asyncio.ensure_future(self._watch())
 
     async def _stop_watching(self) -> None:
-        """End the watch, but not in the middle of a submission: the ID of that job would be lost."""
+        """Stop watching the jobs, but not in the middle of a submission: the ID of that job would be lost."""
         self._end.set()
         if self._watching is not None:
             await self._watching
@@ -190,8 +190,8 @@ class BatchJobs:
         folder = Path(self.settings.folder)
         return (
             f"{self.file}: {self._failed_starts} jobs in a row ended before their workers joined the run; the output "
-            f"of job {job.job_id} in {folder} ends with {_last_line(folder, job.job_id)!r}; check the prologue, and "
-            "that the nodes see this Python environment and reach this machine"
+            f"of job {job.job_id} in {folder} ends with {_last_line(folder, job.job_id)!r}; check the prologue, that "
+            "the nodes can use this Python environment, and that they can connect to this machine"
         )
 
     async def _replace(self, names: list[str]) -> None:

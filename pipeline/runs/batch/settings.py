@@ -64,7 +64,7 @@ class BatchSettings(BaseModel):
         account: Account or project that is charged.
         interface: Network interface of the scheduler and the workers, such as ib0; None uses the default one.
         prologue: Shell commands that a job runs before its workers start, such as ``module load`` or ``source``.
-        directives: Further options of the batch system, as after ``#SBATCH``.
+        directives: Further options of the batch system, as written after ``#SBATCH``.
         folder: Folder for the output of jobs and the certificates of the run, which all nodes must share.
         wait: How long the run waits without any worker before it ends, in the notation of `walltime`.
     """
@@ -154,7 +154,7 @@ class BatchSettings(BaseModel):
         try:
             content = load_yaml(path)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read: {detail(error)}") from error
+            raise ConfigError(f"{path} cannot be read: {detail(error)}; give the path of a cluster file") from error
         if not isinstance(content, Mapping):
             raise ConfigError(f"{path} is not a cluster file; it needs at least `memory:` and `walltime:`")
         try:

@@ -78,7 +78,7 @@ class BornFiles:
                 angstrom.
 
         Returns:
-            The charges of all atoms of each structure, in the order of its atoms; None for one that needs none.
+            The charges of all atoms of each structure, in the order of its atoms; None for a structure that needs none.
 
         Raises:
             ConfigError: A structure has no file, several structures share the file that was given by itself, or a file
@@ -169,7 +169,7 @@ def read_born(file: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read ({error})") from error
+        raise ConfigError(f"{file} cannot be read ({error}); give a text file in phonopy's format BORN") from error
     tensors = []
     for number, line in enumerate(lines[1:], start=2):
         words = line.partition("#")[0].split()

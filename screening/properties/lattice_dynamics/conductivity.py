@@ -193,7 +193,7 @@ class Kappa(Property):
         )
 
     def workload(self, n_atoms: int) -> Workload:
-        """See `Property.workload`; two third-order displacements per pair of cell atom and supercell atom."""
+        """See `Property.workload`; two displacements are assumed for each pair of an atom with one of the supercell."""
         size = max(n_atoms, round(self.min_length_third**3 * _ATOMS_PER_VOLUME))
         cells = min(_DISPLACEMENTS_PER_PAIR * n_atoms * size, self.max_displacements)
         return Workload(cells, cells * min(size, self.max_atoms))
@@ -213,7 +213,7 @@ class Kappa(Property):
         return Outcome(values=values, tables=tables)
 
     def finish(self, material: Material, found: Mapping[str, Any]) -> Outcome:
-        """See `Property.finish`; the transport equation, from the forces."""
+        """Solve the transport equation, from the forces; see `Property.finish`."""
         supercells = self._supercells(material)
         phono3py = supercells.phono3py
         harmonic = np.asarray(found["kappa_harmonic_force"]).reshape(-1, len(phono3py.phonon_supercell), 3)

@@ -34,8 +34,8 @@ def relative_difference(predicted: ModeConductivities | None, reference: ModeCon
     Its absolute value is the symmetric relative error (SRE).
 
     Args:
-        predicted: The prediction; None if there is none, because of imaginary modes or another space group.
-        reference: The reference.
+        predicted: Predicted conductivity; None if there is none, because of imaginary modes or another space group.
+        reference: Reference conductivity.
 
     Returns:
         A number between -2 and 2; -2 without a prediction.
@@ -51,8 +51,8 @@ def relative_mode_error(predicted: ModeConductivities | None, reference: ModeCon
     Unlike the difference of the totals, it does not let errors of different modes cancel.
 
     Args:
-        predicted: The prediction; None if there is none, because of imaginary modes or another space group.
-        reference: The reference, on the same mesh.
+        predicted: Predicted conductivity; None if there is none, because of imaginary modes or another space group.
+        reference: Reference conductivity, on the same mesh.
 
     Returns:
         A number between 0 and 2; 2 without a prediction.

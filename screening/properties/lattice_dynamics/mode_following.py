@@ -1,4 +1,4 @@
-"""From an imaginary mode to the structure of lower energy that it leads to."""
+"""Search for a structure of lower energy along an imaginary mode of a crystal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SYMPREC = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """What following an imaginary mode led to.
+    """Result of following an imaginary mode.
 
     Attributes:
         status: Index into `FOLLOWED_STATUSES`.
@@ -49,7 +49,7 @@ class Followed:
 
 
 def followed_arrays() -> tuple[ArraySpec, ...]:
-    """Return arrays about the structures that imaginary modes lead to."""
+    """Return the arrays that describe the structures to which imaginary modes lead."""
     return (
         structure_array(
             "followed_status",

@@ -144,7 +144,7 @@ class Phonons(Property):
             structure_array(
                 "acoustic_frequency",
                 "float64",
-                "largest absolute frequency of the three acoustic modes at Gamma, zero but for rounding",
+                "largest absolute frequency of the three acoustic modes at Gamma, zero up to rounding",
                 units="THz",
             ),
             _scalar(
@@ -224,7 +224,7 @@ class Phonons(Property):
         )
 
     def workload(self, n_atoms: int) -> Workload:
-        """See `Property.workload`; three displacements per atom of the cell."""
+        """See `Property.workload`; three displacements per atom of the cell are assumed."""
         copies = math.prod(self.supercell) if self.supercell else 1
         size = max(copies * n_atoms, round(self.min_length**3 * _ATOMS_PER_VOLUME))
         cells = 1 + _DISPLACEMENTS_PER_ATOM * n_atoms

@@ -26,8 +26,8 @@ class SoftMode:
     """An imaginary mode that fits into a supercell.
 
     Attributes:
-        frequency: THz; negative.
-        wave_vector: In reciprocal lattice vectors of the primitive cell: float64[3].
+        frequency: Frequency, THz; negative.
+        wave_vector: Wave vector, in reciprocal lattice vectors of the primitive cell: float64[3].
         supercell: Lattice vectors of the supercell as rows, in lattice vectors of the primitive cell: int64[3, 3].
         structure: The supercell without displacements.
         displacements: Displacements of its atoms, the largest of which has length 1: float64[n_atoms, 3].
@@ -54,8 +54,9 @@ class SoftMode:
 def softest_mode(phonopy: Any, tolerance: float) -> SoftMode | None:
     """Find the lowest of the modes that fit into the supercell of the force constants.
 
-    The frequencies of these modes do not depend on any interpolation. Among degenerate modes and phases, the choice is
-    a projection of the displacement of one atom, which does not depend on the eigenvectors that the solver returns.
+    The frequencies of these modes do not depend on any interpolation. Of degenerate modes, the projection of the
+    displacement of one atom onto their space is used, so that the result does not depend on the eigenvectors that the
+    solver returns.
 
     Args:
         phonopy: The `Phonopy` object with force constants.
@@ -87,7 +88,7 @@ def _mode(primitive: Any, frequency: float, wave_vector: NDArray[np.float64], ve
 
     Args:
         primitive: phonopy's primitive cell.
-        frequency: THz.
+        frequency: Frequency, THz.
         wave_vector: float64[3], in reciprocal lattice vectors of the primitive cell.
         vectors: Eigenvectors that span the space: complex128[3 n_primitive, n].
     """

@@ -48,7 +48,7 @@ def stored_phonopy(dataset: str | Path, structure_id: str) -> Any:
         )
     rows = np.flatnonzero(found["structure_id"].values == structure_id)
     if len(rows) == 0:
-        raise ConfigError(f"{dataset}: no structure has the id {structure_id!r}; see the array structure_id")
+        raise ConfigError(f"{dataset}: no structure has the id {structure_id!r}; the array structure_id lists all ids")
     row = int(rows[0])
     pairs = _rows(found, "force_constant_pair", row)
     if pairs.start == pairs.stop:

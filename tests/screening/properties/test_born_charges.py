@@ -183,7 +183,7 @@ def test_the_command_line_takes_charges(
     assert refused.returncode != 0
     assert "no Born charges for far" in refused.stderr
     refused = command_line(*words, "--what", "elastic")
-    assert "Born charges need phonons; add phonons to --what" in refused.stderr
+    assert "--born needs phonons; add phonons to --what" in refused.stderr
     write(tmp_path / "charges" / "far" / "BORN", 4.0 * np.eye(3), charges_of(1.0))
     done = command_line(*words, "--what", "phonons")
     assert done.returncode == 0, done.stderr

@@ -100,7 +100,9 @@ def test_files_in_the_folder_stay_unless_they_are_to_be_replaced(scores: Path, t
 @pytest.mark.parametrize("place", ["file", "file/charts"])
 def test_a_file_in_place_of_the_folder_is_named(scores: Path, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputExistsError, match=rf"{place} cannot be a folder for figures .*; choose another"):
+    with pytest.raises(
+        OutputExistsError, match=rf"{place} cannot be used as the folder for figures .*; choose another"
+    ):
         report(scores, tmp_path / "r.html", charts=tmp_path / place)
     assert not (tmp_path / "r.html").exists()
 
