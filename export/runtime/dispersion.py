@@ -322,7 +322,7 @@ def _functional(path: str, metadata: ModelMetadata, dispersion: str) -> str:
         )
     raise ConfigError(
         f"{path}: the energy scheme {metadata.energy_scheme} names no functional, which `--dispersion {dispersion}` "
-        "depends on; state a scheme of PBE or r2SCAN with `--energy-scheme` of `equiscreen import` or `refit`, and "
+        "depends on; state a scheme of PBE or r2SCAN with `--scheme` of `equiscreen import` or `refit`, and "
         "export the model again"
     )
 

@@ -23,6 +23,8 @@ _LOCK, _REPLACED = "lock", "replaced"
 _PLAN, _ASSEMBLED, _UPLOADED = "plan.json", "assembled.json", "uploaded"
 # The part of an identity that may differ when an interrupted publication resumes: the store that is being extended.
 _BASE = "base"
+# First bytes of files by format; PyTorch's checkpoints are ZIP files, and an ONNX file begins with its version.
+PARQUET, ZIP, ONNX = b"PAR1", b"PK\x03\x04", b"\x08"
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,16 +261,20 @@ def check_place(out: Path, inputs: Iterable[Path | str]) -> None:
             )
 
 
-def check_file(out: str | Path, inputs: Iterable[Path | str] = (), *, overwrite: bool) -> Path:
+def check_file(
+    out: str | Path, inputs: Iterable[Path | str] = (), *, overwrite: bool, begins: bytes | None = None
+) -> Path:
     """Check, before any work is done, that a file may be written, and return its path.
 
     Args:
         out: File to write.
         inputs: Files and stores that are read; the file may neither replace nor lie inside one of them.
         overwrite: Replace an existing file.
+        begins: First bytes of all files of the kind that is written; a file that begins otherwise is not replaced. None
+            for kinds without such bytes.
 
     Raises:
-        OutputExistsError: The file exists, is a folder or a URL, or overlaps an input.
+        OutputExistsError: The file exists, is of another kind, is a folder or a URL, or overlaps an input.
     """
     if "://" in str(out):
         raise OutputExistsError(f"{out}: the output must be a local file; choose a local path, then copy the file")
@@ -278,6 +284,13 @@ def check_file(out: str | Path, inputs: Iterable[Path | str] = (), *, overwrite:
         raise OutputExistsError(f"{out} is a folder; choose a file")
     if target.exists() and not overwrite:
         raise OutputExistsError(f"{out} already exists; choose another file, or use `--overwrite`")
+    if target.exists() and begins is not None:
+        with target.open("rb") as file:
+            if file.read(len(begins)) not in (begins, b""):
+                raise OutputExistsError(
+                    f"{out} already exists and is not a file that this command writes, so it is not overwritten; "
+                    "choose another file"
+                )
     return target
 
 
