@@ -289,7 +289,7 @@ def check_file(
             if file.read(len(begins)) not in (begins, b""):
                 raise OutputExistsError(
                     f"{out} already exists and is not a file that this command writes, so it is not overwritten; "
-                    "choose another file"
+                    "choose another file, or remove this one first"
                 )
     return target
 
