@@ -166,12 +166,14 @@ def staged_run(
     wanted = json.loads(json.dumps(identity))
     folder = target.working_folder
     staging = Staging(target, folder, folder / _digest(wanted), _settings_digest(wanted, target), overwrite or extend)
-    _check_free(target, replace=staging.replaces)
+    schema = str(wanted.get("schema", "equiscreen-"))
+    _check_free(target, schema, replace=staging.replaces)
     target.check_writable()
     make_working_folder(folder, out, _LOCK)
     with locked(folder / _LOCK):
         _restore_replaced(target)
-        _check_free(target, replace=staging.replaces)  # checked again, since another run may have finished meanwhile
+        # Checked again, since another run may have finished meanwhile.
+        _check_free(target, schema, replace=staging.replaces)
         _check_others(staging, wanted, overwrite=overwrite)
         for needed in (staging.parts, staging.spool):
             needed.mkdir(parents=True, exist_ok=True)
@@ -294,15 +296,16 @@ def check_file(
     return target
 
 
-def _check_free(target: Target, *, replace: bool) -> None:
-    """Check that nothing exists at the target or, with `replace`, nothing but an equiscreen store."""
+def _check_free(target: Target, schema: str = "equiscreen-", *, replace: bool) -> None:
+    """Check that nothing exists at the target or, with `replace`, nothing but an equiscreen store with the schema."""
     if not target.exists():
         return
     if not replace:
         raise OutputExistsError(f"{target} already exists; choose another `--out`, or use `--overwrite`")
-    if not target.is_equiscreen_store():
+    if not target.is_equiscreen_store(schema):
         raise OutputExistsError(
-            f"{target} already exists and is not an equiscreen store, so it is not overwritten; choose another --out"
+            f"{target} already exists and is not an equiscreen store of the kind that is written, so it is not "
+            "overwritten; choose another --out"
         )
 
 

@@ -22,7 +22,7 @@ from equiscreen.pipeline import Structure, featurize
 from equiscreen.pipeline.errors import ConfigError, OutputExistsError, StoreError
 from equiscreen.pipeline.structures.cif_text import cif_text
 from equiscreen.pipeline.structures.matching import same_crystal
-from equiscreen.screening import hull, open_scores, report, screen, select, to_parquet
+from equiscreen.screening import hull, open_scores, report, screen, select
 from equiscreen.screening.dataset.reader import ScoresReader
 from equiscreen.screening.reporting.candidate_table import CandidateTable
 from equiscreen.screening.reporting.content import CLOSE, NEAR, read_content
@@ -289,8 +289,6 @@ def test_only_a_report_is_replaced(found: Path, tmp_path: Path) -> None:
         with pytest.raises(OutputExistsError, match=r"recipe\.json already exists and is not a file that this command"):
             report(found, other, overwrite=True)
         assert other.read_text() == content
-    with pytest.raises(OutputExistsError, match="is not a file that this command writes"):
-        to_parquet(found, other, overwrite=True)
 
 
 def test_no_scores(tmp_path: Path) -> None:
