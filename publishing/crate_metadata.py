@@ -61,8 +61,10 @@ def crate_metadata(
     run = {
         "@id": _RUN,
         "@type": "CreateAction",
-        "name": f"equiscreen: {KINDS[catalogue.kind]}",
-        "description": str(attrs.get("command") or f"{KINDS[catalogue.kind]}: {catalogue.rows:,} structures"),
+        "name": f"equiscreen: {KINDS.get(catalogue.kind, 'scores')}",
+        "description": str(
+            attrs.get("command") or f"{KINDS.get(catalogue.kind, 'scores')}: {catalogue.rows:,} structures"
+        ),
         **({"endTime": written} if written else {}),
         "instrument": {"@id": _SOFTWARE},
         **({"agent": _references(list(authors))} if authors else {}),

@@ -290,10 +290,12 @@ def _check_hold_out(labelled: GraphStore, config: Config) -> None:
     from ...model.data.batches import compositions, of_elements  # noqa: PLC0415 - imports torch
     from ...model.data.splits import split_structures  # noqa: PLC0415 - imports torch
     from ...model.data.targets import head_labels, usable_structures  # noqa: PLC0415 - imports torch
+    from ...model.training.setup import without_isolated_atoms  # noqa: PLC0415 - imports torch
 
     stores = [labelled]
     usable = usable_structures(stores, energy=True, heads=head_labels(stores, config.network.heads))
-    split = split_structures(stores, usable, config.training.split)
+    bound, _ = without_isolated_atoms(stores, usable, config.network.cutoff or labelled.cutoff)
+    split = split_structures(stores, bound, config.training.split)
     (training,), (validation,), (held_out,) = split.training, split.validation, split.test
     per_structure = np.concatenate([counts > 0 for counts in compositions(labelled)])
     covered = of_elements(labelled, np.flatnonzero(per_structure[training].any(axis=0)).tolist())

@@ -77,7 +77,7 @@ def _failures(path: str) -> Iterator[str]:
 def _scores(found: Mapping[str, Any]) -> Iterator[str]:
     arrays, model, steps = found["arrays"], found.get("model") or {}, found.get("selection")
     size = arrays["status"]["shape"][0]
-    kind = "selection from scores" if steps else KINDS[found.get("kind", "screened")]
+    kind = "selection from scores" if steps else KINDS.get(str(found.get("kind")), "scores")
     counts = {word.replace("_", " "): count for word, count in found.get("status_counts", {}).items() if count}
     yield f"{found['path']}: {kind}, {size:,} structures: " + ", ".join(f"{n:,} {word}" for word, n in counts.items())
     yield from _statuses(ScoresReader(found["path"]))

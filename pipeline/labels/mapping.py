@@ -406,7 +406,8 @@ def _problems(error: ValidationError) -> str:
         place, text = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             *parents, name = problem["loc"]
-            known = {"labels": LabelRule, "quantities": Quantity}[str(parents[0])] if parents else LabelMapping
+            nested: dict[str, type[BaseModel]] = {"labels": LabelRule, "quantities": Quantity}
+            known = nested[str(parents[0])] if parents else LabelMapping
             place, text = ".".join(map(str, parents)), unknown_name("key", str(name), known.model_fields)
         found.append(f"{place}: {text}" if place else text)
     return "; ".join(found)[:1000]

@@ -188,9 +188,9 @@ class ScoredEnergies(ScoresReader):
         if corrections is None or column is None or not self.labelled:
             return np.full(len(numbers), "", dtype=object)
         expected = [GGA_U if corrections.hubbards(compositions.symbols(number)) else GGA for number in numbers.tolist()]
-        given = self.column(column, start, stop).tolist()
+        given = [str(one).strip() for one in self.column(column, start, stop).tolist()]
         reasons = [
-            "" if one == other else f"run type {one} instead of {other}" if one.strip() else "no run type"
+            "" if one == other else f"run type {one} instead of {other}" if one else "no run type"
             for one, other in zip(given, expected, strict=True)
         ]
         return np.array(reasons, dtype=object)

@@ -196,7 +196,7 @@ def pareto_measures(scores: ScoresReader, columns: Sequence[str]) -> tuple[Measu
 
 def _nothing_to_rank_by(scores: ScoresReader) -> str:
     """Return why a dataset has no column to rank by, with the columns that `--by` accepts."""
-    usual = {*(spec.name for spec in STRUCTURE_ARRAYS), ENERGY_PER_ATOM}
+    usual = {*(spec.name for spec in STRUCTURE_ARRAYS), "energy", ENERGY_PER_ATOM}
     names = [
         name
         for name, spec in scores.specs.items()

@@ -196,7 +196,7 @@ def test_a_publication_is_a_research_object(published: Path) -> None:
     assert named - entities.keys() == {"https://w3id.org/ro/crate/1.1"}
     parts = {one["@id"] for one in entities["./"]["hasPart"]}
     assert parts | {CRATE_FILE} == {f"{one.name}/" if one.is_dir() else one.name for one in published.iterdir()}
-    assert entities["#run"]["name"] == "equiscreen: scores"
+    assert entities["#run"]["name"] == "equiscreen: scores of relaxed structures"
     assert entities["#run"]["description"] == "equiscreen screen c.extxyz --out=s3://***@host/s.zarr"
 
 
@@ -229,8 +229,7 @@ def test_scores_are_read_without_dask(dataset: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_scores_has_words(dataset: Path, kind: str) -> None:
-    described = describe(str(dataset)) | ({} if kind == "screened" else {"kind": kind})
-    assert about(described).startswith(f"{dataset}: {KINDS[kind]}, {COUNT} structures: ")
+    assert about(describe(str(dataset)) | {"kind": kind}).startswith(f"{dataset}: {KINDS[kind]}, {COUNT} structures: ")
 
 
 def test_chunks_of_a_ranked_list_stay_small_and_few() -> None:
