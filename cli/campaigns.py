@@ -254,7 +254,7 @@ def distill(
     ] = None,
     crystals: Annotated[
         int | None,
-        typer.Option(min=1, help="Use only this many crystals, chosen at random.", show_default="all"),
+        typer.Option(min=1, help="Use only this many crystals (3 or more), chosen at random.", show_default="all"),
     ] = None,
     variants: Annotated[int, typer.Option(min=0, help="Number of rattled and strained copies of each crystal.")] = 8,
     rattle: Annotated[

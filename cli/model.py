@@ -116,7 +116,7 @@ def refit(
         typer.Argument(metavar="G.zarr", help="Graph stores with energies computed with the new DFT settings."),
     ],
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")],
-    energy_scheme: Annotated[
+    scheme: Annotated[
         str,
         typer.Option(
             help="Energy scheme of the new energies (DFT settings and energy corrections): mp-uncorrected, "
@@ -138,7 +138,7 @@ def refit(
     """
     from .. import model
 
-    account(model.refit_references(checkpoint, stores, out, energy_scheme=energy_scheme, overwrite=overwrite))
+    account(model.refit_references(checkpoint, stores, out, scheme=scheme, overwrite=overwrite))
 
 
 def import_(
@@ -161,7 +161,7 @@ def import_(
             "(.pt, .safetensors, .npz) or is a TorchScript archive that lacks a setting."
         ),
     ] = None,
-    energy_scheme: Annotated[
+    scheme: Annotated[
         str | None,
         typer.Option(
             help="Energy scheme of the weights (DFT settings and energy corrections): mp-uncorrected, "
@@ -213,7 +213,7 @@ def import_(
             weights,
             out,
             modality=modality,
-            energy_scheme=energy_scheme,
+            scheme=scheme,
             trust=trust,
             config=config,
             float32=float32,

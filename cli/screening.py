@@ -400,7 +400,17 @@ def properties(
     names = [name.strip() for name in what.split(",") if name.strip()]
     if estimate:
         cost = estimates.estimate(
-            source, file, names, preset=preset, where=where, limit=limit, store=store, dispersion=dispersion
+            source,
+            file,
+            names,
+            preset=preset,
+            where=where,
+            relax=relax,
+            born=born,
+            follow_modes=follow_modes,
+            limit=limit,
+            store=store,
+            dispersion=dispersion,
         )
         account(cost)
         return

@@ -20,7 +20,7 @@ from ..model.statistics import joint_minimum_distances
 from ..pipeline.atomic import atomic_path
 from ..pipeline.errors import ExportError
 from ..pipeline.graphs.potential import OutputSpec, with_spread
-from ..pipeline.runs.staging import check_file
+from ..pipeline.runs.staging import ONNX, check_file
 from .checks import check_agreement, check_determinism, check_structure, probe_batch, torch_dtype_name
 from .cuda_placement import cpu_nodes
 from .ensemble_graph import join
@@ -72,8 +72,8 @@ class ExportReport:
             else ""
         )
         return (
-            f"{self.path}: {self.nodes} nodes, {self.size_bytes / 1e6:.2f} MB, {self.seconds:.0f} s; no scatter with a "
-            f"reduction; largest differences from PyTorch: {parity}{symmetry}"
+            f"{self.path}: {self.nodes} nodes, {self.size_bytes / 1e6:.2f} MB, {self.seconds:.0f} s without start-up; "
+            f"no scatter with a reduction; largest differences from PyTorch: {parity}{symmetry}"
             + (f"; on a GPU, the CPU may run {', '.join(self.cpu_operators)}" if self.cpu_operators else "")
         )
 
@@ -121,7 +121,7 @@ def export_onnx(
             supported.
         OutputExistsError: The file already exists, is a folder or a URL, or is one of the checkpoints.
     """
-    target = check_file(out, find_checkpoints(checkpoint), overwrite=overwrite)
+    target = check_file(out, find_checkpoints(checkpoint), overwrite=overwrite, begins=ONNX)
     networks, card = load_members(checkpoint, torch.float64 if float64 else None)
     if opset not in OPSETS:
         raise ExportError(f"unsupported opset {opset}; choose one from {OPSETS[0]} to {OPSETS[-1]}")

@@ -67,6 +67,18 @@ class StoreError(EquiscreenError):
     """A store is missing, unfinished, damaged, changed during a run, or unsuitable for the task."""
 
 
+def input_changed(path: object) -> StoreError:
+    """Return the error of an input that was changed, replaced or removed during a run.
+
+    Args:
+        path: Path or URL of the input.
+    """
+    return StoreError(
+        f"{path} has changed during this run; run the command again and, if that reports an unfinished run, discard "
+        "the unfinished run"
+    )
+
+
 class ConfigError(EquiscreenError):
     """A configuration file or setting is invalid."""
 

@@ -11,7 +11,7 @@ from zipfile import ZIP_STORED, ZipFile
 
 from ..pipeline.atomic import atomic_path
 from ..pipeline.redaction import redact_urls, without_query
-from ..pipeline.runs.staging import check_file
+from ..pipeline.runs.staging import ZIP, check_file
 from ..screening.dataset.paths import dataset_in
 from .publication import Publication, publish
 
@@ -64,7 +64,7 @@ def crate(
     scores = dataset_in(scores)
     out = crate_path(scores) if out is None else out
     inputs = [scores, *(one for one in (store,) if one is not None)]
-    target = check_file(out, inputs, overwrite=overwrite)
+    target = check_file(out, inputs, overwrite=overwrite, begins=ZIP)
     folder = target.with_name(f"{target.name}.partial")
     made = publish(
         scores,

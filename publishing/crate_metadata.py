@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..screening.dataset.scores import KINDS
 from .catalogue import CATALOGUE_FILE, CHECKSUMS_FILE, GRAPHS, PAGE_FILE, REPORT_FILE, Catalogue
 
 CRATE_FILE = "ro-crate-metadata.json"
@@ -60,8 +61,10 @@ def crate_metadata(
     run = {
         "@id": _RUN,
         "@type": "CreateAction",
-        "name": f"equiscreen: structures {catalogue.kind}",
-        "description": str(attrs.get("command") or f"{catalogue.rows} structures were {catalogue.kind}"),
+        "name": f"equiscreen: {KINDS.get(catalogue.kind, 'scores')}",
+        "description": str(
+            attrs.get("command") or f"{KINDS.get(catalogue.kind, 'scores')}: {catalogue.rows:,} structures"
+        ),
         **({"endTime": written} if written else {}),
         "instrument": {"@id": _SOFTWARE},
         **({"agent": _references(list(authors))} if authors else {}),

@@ -71,6 +71,7 @@ class Publication:
         copied: Number of files that this run copied; an interrupted run had copied the others.
         size: Size of all files, bytes.
         seconds: Duration of this run.
+        states_license: Whether the licence of the data is stated.
     """
 
     place: str
@@ -80,14 +81,20 @@ class Publication:
     copied: int
     size: int
     seconds: float
+    states_license: bool
 
     def __str__(self) -> str:
         kept = self.files - self.copied
         return (
             f"{self.place}: {self.rows:,} structures, {self.files:,} files, {self.size / 1e6:,.1f} MB"
             + (f" ({kept:,} files were there already)" if kept else "")
-            + f"; {self.seconds:.1f} s\n"
+            + f"; {self.seconds:.1f} s without start-up\n"
             + (f"{RANKING}: {self.ranked_by}" if self.ranked_by else "no ranked list: run `equiscreen hull` first")
+            + (
+                ""
+                if self.states_license
+                else "\nno licence is stated, so others may not reuse the data; state one with --license URL"
+            )
         )
 
 
@@ -228,6 +235,7 @@ def publish(
         sum(one.new for one in copied.values()) + len(last),
         sum(one.size for one in copied.values()) + sum(map(len, last.values())),
         round(time.monotonic() - begin, 3),
+        license_url is not None,
     )
 
 

@@ -26,7 +26,7 @@ from ...screening.candidate_graphs import graph_store_of, prepare_graphs
 from ...screening.dataset.paths import graphs_path
 from ...screening.dataset.subset import write_graph_subset
 from ..models.resolve import model_file
-from .evaluation import held_out_errors, rates
+from .evaluation import comparable_crystals, held_out_errors, not_comparable, rates
 from .labelling import (
     check_groups,
     chosen_rows,
@@ -110,11 +110,11 @@ def distill(
 
     Raises:
         ConfigError: A setting is invalid, the student's cutoff exceeds the cutoff of the crystals' graphs, or there
-            are too few different crystals.
+            are too few different crystals, or too few that share their elements.
         ModelFileError: The teacher is unknown or cannot be used, lacks energy, forces or stress, or its cutoff exceeds
             the cutoff of the crystals' graphs.
         SourceError: A file does not exist, or holds no structure that can be read.
-        StoreError: A store cannot be read or changed during the run, or no held-out crystal can be compared.
+        StoreError: A store cannot be read or changed during the run.
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: The folder holds a distillation with other settings, something else, or an input.
         EquiscreenError: The training failed; see `equiscreen.model.train`.
@@ -212,6 +212,7 @@ class _Steps:
         from ...model.training.train import train  # noqa: PLC0415 - imports torch
 
         if not (self.folder / RUN / MODEL_FILE).exists():
+            _check_hold_out(self.labelled, self.config)
             self.note(
                 str(train(self.folder / LABELLED, self.folder / RUN, self.config, progress=self.options.progress))
             )
@@ -278,6 +279,29 @@ def _config(settings: DistillSettings, potential: OnnxPotential) -> Config:
     if not config.network.energy:
         raise ConfigError(f"{settings.config}: network.energy is false, but a student learns energies; remove this key")
     return config
+
+
+def _check_hold_out(labelled: GraphStore, config: Config) -> None:
+    """Check, before the training, that the student covers crystals to validate on and crystals to compare.
+
+    Raises:
+        ConfigError: No validation structure, or no held-out crystal, has labels and only elements that are trained on.
+    """
+    from ...model.data.batches import compositions, of_elements  # noqa: PLC0415 - imports torch
+    from ...model.data.splits import split_structures  # noqa: PLC0415 - imports torch
+    from ...model.data.targets import head_labels, usable_structures  # noqa: PLC0415 - imports torch
+    from ...model.training.setup import without_isolated_atoms  # noqa: PLC0415 - imports torch
+
+    stores = [labelled]
+    usable = usable_structures(stores, energy=True, heads=head_labels(stores, config.network.heads))
+    bound, _ = without_isolated_atoms(stores, usable, config.network.cutoff or labelled.cutoff)
+    split = split_structures(stores, bound, config.training.split)
+    (training,), (validation,), (held_out,) = split.training, split.validation, split.test
+    per_structure = np.concatenate([counts > 0 for counts in compositions(labelled)])
+    covered = of_elements(labelled, np.flatnonzero(per_structure[training].any(axis=0)).tolist())
+    if not (validation & covered).any():
+        raise not_comparable(labelled)
+    comparable_crystals(labelled, held_out & covered)
 
 
 def _graph_cutoff(config: Config, potential: OnnxPotential) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class DistillEstimate:
     Attributes:
         crystals: Number of crystals.
         structures: Largest number of structures to label.
-        seconds: Time to label them on one core, s.
+        seconds: Time to label them on one core, s; NaN if the teacher covers no crystal of the sample.
         bytes_on_disk: Largest size of the labelled store, without text columns.
     """
 
@@ -38,9 +39,14 @@ class DistillEstimate:
     bytes_on_disk: float
 
     def __str__(self) -> str:
+        time_needed = (
+            "an unknown time, since the teacher does not cover all elements of any sampled crystal,"
+            if math.isnan(self.seconds)
+            else f"about {self.seconds:,.0f} s on one core"
+        )
         return (
-            f"{self.crystals:,} crystals, at most {self.structures:,} structures: about {self.seconds:,.0f} s on one "
-            f"core to label them, at most {self.bytes_on_disk / 1e6:,.1f} MB on disk (text columns not counted); the "
+            f"{self.crystals:,} crystals, at most {self.structures:,} structures: {time_needed} "
+            f"to label them, at most {self.bytes_on_disk / 1e6:,.1f} MB on disk (text columns not counted); the "
             "training is not included"
         )
 
@@ -71,7 +77,7 @@ def _estimate(graphs: GraphStore, potential: OnnxPotential, settings: DistillSet
     rows = np.unique(np.linspace(0, len(graphs) - 1, SAMPLE).astype(int)).tolist()
     blocks = [graphs.block(row, row + 1, labels=False) for row in rows]
     covered = [block for block in blocks if np.isin(block.atomic_number, potential.elements).all()]
-    seconds = 0.0
+    seconds = math.nan
     if covered:
         sample = GraphBlock.concatenate(covered)
         potential.evaluate(sample)  # allocates memory

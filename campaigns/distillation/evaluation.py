@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...export.runtime.onnx_potential import OnnxPotential
-from ...pipeline.errors import StoreError
+from ...pipeline.errors import ConfigError
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.store.graph_store import GraphStore
-from .settings import LABEL_STATUS, VARIANT
+from .settings import LABEL_STATUS, LEAST_GROUPS, VARIANT
 from .variants import AS_GIVEN
 
 _BLOCK = 256  # structures read at a time
@@ -76,6 +76,32 @@ class Rates:
         )
 
 
+def comparable_crystals(labelled: GraphStore, held_out: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the held-out crystals, as they were given, on which student and teacher can be compared: int64[n].
+
+    Args:
+        labelled: Graph store of labelled structures.
+        held_out: bool[n_structures], held-out structures that the student covers.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    rows = np.flatnonzero(held_out & (labelled.column(VARIANT) == AS_GIVEN) & (labelled.column(LABEL_STATUS) == "ok"))
+    if not len(rows):
+        raise not_comparable(labelled)
+    return rows
+
+
+def not_comparable(labelled: GraphStore) -> ConfigError:
+    """Return the error that a student could not be validated on, or compared on, any held-out crystal."""
+    return ConfigError(
+        f"{labelled.path}: no held-out crystal can be compared, since each has no labels or has an element that occurs "
+        f"in no crystal to train on; a distillation needs at least {LEAST_GROUPS} crystals that differ (in "
+        "composition, without --hold-out-by structure) and share their elements: add crystals of these elements, or "
+        "hold out others with --seed"
+    )
+
+
 def held_out_errors(
     labelled: GraphStore, held_out: NDArray[np.bool_], student: OnnxPotential
 ) -> tuple[Errors, Errors | None]:
@@ -90,17 +116,11 @@ def held_out_errors(
         Errors on the crystals as they were given, and on their variants; None if there are no variants.
 
     Raises:
-        StoreError: None of the held-out crystals has labels and consists of elements that the student covers.
+        ConfigError: None of the held-out crystals has labels and consists of elements that the student covers.
     """
-    as_given = labelled.column(VARIANT) == AS_GIVEN
-    usable = held_out & (labelled.column(LABEL_STATUS) == "ok")
-    crystals = np.flatnonzero(usable & as_given)
-    if not len(crystals):
-        raise StoreError(
-            f"{labelled.path}: none of the held-out crystals has labels and consists of elements that were trained on; "
-            "add crystals, or raise --hold-out"
-        )
-    variants = np.flatnonzero(usable & ~as_given)
+    crystals = comparable_crystals(labelled, held_out)
+    is_variant = labelled.column(VARIANT) != AS_GIVEN
+    variants = np.flatnonzero(held_out & is_variant & (labelled.column(LABEL_STATUS) == "ok"))
     return _errors(labelled, crystals, student), _errors(labelled, variants, student) if len(variants) else None
 
 
@@ -142,8 +162,7 @@ def rates(labelled: GraphStore, held_out: NDArray[np.bool_], teacher: OnnxPotent
         teacher: The teacher, on one thread.
         student: The student, on one thread.
     """
-    usable = held_out & (labelled.column(VARIANT) == AS_GIVEN) & (labelled.column(LABEL_STATUS) == "ok")
-    rows = np.flatnonzero(usable)
+    rows = comparable_crystals(labelled, held_out)
     rows = rows[np.linspace(0, len(rows) - 1, min(RATE_CRYSTALS, len(rows))).astype(int)]
     block = GraphBlock.concatenate(_blocks(labelled, rows))
     seconds = np.array([[_seconds(one, block) for one in (teacher, student)] for _ in range(RATE_ROUNDS)])

@@ -31,13 +31,11 @@ from ...screening.chemistry.composition import formulas
 from ...screening.dataset.parts import cut
 from ...screening.plausibility import Plausibility
 from ...screening.relaxation.output import relaxed_graph_arrays
-from .settings import COLUMNS, CRYSTAL, LABEL_STATUS, VARIANT, HoldOutBy, VariantSettings
+from .settings import COLUMNS, CRYSTAL, LABEL_STATUS, LEAST_GROUPS, VARIANT, HoldOutBy, VariantSettings
 
 # Edges that the teacher evaluates in one part: with 7net-0, about ten seconds of one core.
 PART_EDGES = 250_000
 PART_CRYSTALS = 256
-# Training, validation and held-out crystals need at least one group each.
-LEAST_GROUPS = 3
 _BLOCK = 1_024  # crystals read at a time
 _DESCRIPTIONS = {
     CRYSTAL: "number of the crystal that the structure was made of; equal for crystals that are the same",

@@ -15,6 +15,8 @@ DEFAULT_PRESET = "small"
 # Relaxation steps among which frames are chosen. With L-BFGS, most crystals are close to their minimum by then
 # (tests/benchmarks/relax_criterion.txt).
 RELAXATION_STEPS = 25
+# Training, validation and held-out crystals need at least one group each.
+LEAST_GROUPS = 3
 
 
 class HoldOutBy(StrEnum):

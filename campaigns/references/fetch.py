@@ -26,7 +26,7 @@ from ...pipeline.provenance import recorded_path
 from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.lock import locked
 from ...pipeline.runs.progress import ProgressReport
-from ...pipeline.runs.staging import check_file, make_working_folder
+from ...pipeline.runs.staging import PARQUET, check_file, make_working_folder
 from ...pipeline.sources.discovery import OPTIMADE_PREFIX, Paths, path_names
 from ...pipeline.structures.structure import Structure
 from ...pipeline.suggestions import unknown_name
@@ -115,7 +115,7 @@ def fetch_references(
         raise ConfigError("there are no references; give at least one file, mp or optimade:PROVIDER")
     if target.suffix != ".parquet":
         raise ConfigError(f"{out}: the table is a parquet file; give it a name that ends in .parquet")
-    check_file(target, given, overwrite=overwrite)
+    check_file(target, given, overwrite=overwrite, begins=PARQUET)
     wanted, compositions = ChemicalSystems(systems), Compositions()
     corrections = MP2020() if scheme in (UNCORRECTED, CORRECTED) else None
     settings = ReadSettings(

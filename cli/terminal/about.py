@@ -15,7 +15,7 @@ from ...pipeline.plain_text import one_line
 from ...pipeline.store.schema import GRAPH_SCHEMA
 from ...pipeline.store.tables import FAILURES_FILE
 from ...screening.dataset.reader import ScoresReader
-from ...screening.dataset.scores import SCORES_SCHEMA
+from ...screening.dataset.scores import KINDS, SCORES_SCHEMA
 
 # Maximum numbers printed: of reasons, of names for each reason or status, and of inputs.
 _REASONS, _NAMES, _INPUTS = 4, 3, 3
@@ -77,7 +77,7 @@ def _failures(path: str) -> Iterator[str]:
 def _scores(found: Mapping[str, Any]) -> Iterator[str]:
     arrays, model, steps = found["arrays"], found.get("model") or {}, found.get("selection")
     size = arrays["status"]["shape"][0]
-    kind = "selection from scores" if steps else f"scores of {found.get('kind', 'screened')} structures"
+    kind = "selection from scores" if steps else KINDS.get(str(found.get("kind")), "scores")
     counts = {word.replace("_", " "): count for word, count in found.get("status_counts", {}).items() if count}
     yield f"{found['path']}: {kind}, {size:,} structures: " + ", ".join(f"{n:,} {word}" for word, n in counts.items())
     yield from _statuses(ScoresReader(found["path"]))

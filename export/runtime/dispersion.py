@@ -328,8 +328,8 @@ def _functional(path: str, metadata: ModelMetadata, dispersion: str) -> str:
         )
     raise ConfigError(
         f"{path}: the energy scheme {metadata.energy_scheme} names no functional, but `--dispersion {dispersion}` "
-        "depends on it; set a scheme of PBE or r2SCAN energies with `--energy-scheme` of `equiscreen import` or "
-        "`refit`, and export the model again"
+        "depends on it; set a scheme of PBE or r2SCAN energies with `--scheme` of `equiscreen import` or `refit`, and "
+        "export the model again"
     )
 
 

@@ -16,7 +16,7 @@ import torch
 
 from ...pipeline.energy_schemes import OWN, SCHEMES
 from ...pipeline.errors import CheckpointError, detail
-from ...pipeline.runs.staging import check_file
+from ...pipeline.runs.staging import ZIP, check_file
 from ..checkpoint import ModelCard, save_checkpoint
 from ..networks.base import Network
 from ..networks.mace import MaceNetwork
@@ -44,7 +44,7 @@ def load_pretrained(
     source: str | Path,
     *,
     modality: str | None = None,
-    energy_scheme: str | None = None,
+    scheme: str | None = None,
     trust: bool = False,
     config: str | Path | None = None,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
@@ -66,7 +66,7 @@ def load_pretrained(
             .pth, Nequix's .pt or .nqx, .ckpt or .nequip.zip of NequIP and Allegro, MACE's .model, a TorchScript archive
             of MACE, NequIP or Allegro or, with `config`, a state dict of MACE.
         modality: Fidelity or head to use, if the model has several; None uses the file's default.
-        energy_scheme: Energy scheme of the file, one of `SCHEMES`; None uses the published scheme for a file in
+        scheme: Energy scheme of the file, one of `SCHEMES`; None uses the published scheme for a file in
             `REGISTRY`, and ``own`` for any other file.
         trust: Whether to unpickle everything in a checkpoint of SevenNet, NequIP or Allegro, which can run arbitrary
             code; other files are always read as plain data.
@@ -82,8 +82,8 @@ def load_pretrained(
         CheckpointError: The name or file does not exist, the modality or energy scheme is unknown, the file is damaged
             or not a checkpoint of SevenNet, Nequix, NequIP, Allegro or MACE, or its architecture is not supported.
     """
-    if energy_scheme is not None and energy_scheme not in SCHEMES:
-        raise CheckpointError(f"unknown --energy-scheme {energy_scheme}; choose one of {', '.join(SCHEMES)}")
+    if scheme is not None and scheme not in SCHEMES:
+        raise CheckpointError(f"unknown --scheme {scheme}; choose one of {', '.join(SCHEMES)}")
     named = REGISTRY.get(str(source))
     path = _packaged_file(named) if named is not None else Path(source)
     note(f"import: reading {path.name}")
@@ -99,9 +99,9 @@ def load_pretrained(
     origin = {"file": path.name}
     if isinstance(network, MaceNetwork):
         origin |= {"sha256": digest, **({"head": fidelity} if fidelity else {})}
-    card = ModelCard("so3" if so3 else "o3", energy_scheme or OWN, origin=origin)
+    card = ModelCard("so3" if so3 else "o3", scheme or OWN, origin=origin)
     if known is not None:
-        scheme = energy_scheme or known.schemes[fidelity]
+        scheme = scheme or known.schemes[fidelity]
         card = replace(card, energy_scheme=scheme, origin={"file": path.name, **_origin(known, fidelity)})
     if so3:
         note("import: comparing mirror images")
@@ -115,7 +115,7 @@ def import_weights(
     out: str | Path,
     *,
     modality: str | None = None,
-    energy_scheme: str | None = None,
+    scheme: str | None = None,
     trust: bool = False,
     config: str | Path | None = None,
     float32: bool = False,
@@ -128,7 +128,7 @@ def import_weights(
         source: As in `load_pretrained`.
         out: Checkpoint to write.
         modality: As in `load_pretrained`.
-        energy_scheme: As in `load_pretrained`.
+        scheme: As in `load_pretrained`.
         trust: As in `load_pretrained`.
         config: As in `load_pretrained`.
         float32: Whether to convert float64 weights to float32, which makes the network several times faster.
@@ -142,10 +142,8 @@ def import_weights(
         CheckpointError: As in `load_pretrained`.
         OutputExistsError: The checkpoint already exists, is a folder or a URL, or is the source.
     """
-    target = check_file(out, [source], overwrite=overwrite)
-    network, card = load_pretrained(
-        source, modality=modality, energy_scheme=energy_scheme, trust=trust, config=config, note=note
-    )
+    target = check_file(out, [source], overwrite=overwrite, begins=ZIP)
+    network, card = load_pretrained(source, modality=modality, scheme=scheme, trust=trust, config=config, note=note)
     if float32:
         network = network.to(torch.float32)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +154,7 @@ def import_weights(
     largest = f"the largest difference among {card.mirror_structures} random structures at relaxed distances"
     mirror = f"; mirror images differ {differences} ({largest})" if differences else ""
     digest = f"; SHA-256 of the file {card.origin['sha256']}" if "sha256" in card.origin else ""
-    unknown = "" if energy_scheme or card.origin.get("name") else " (unknown file: set `--energy-scheme`)"
+    unknown = "" if scheme or card.origin.get("name") else " (unknown file: set `--scheme`)"
     return (
         f"{target}: {len(network.elements)} elements, cutoff {network.cutoff:g} angstrom, {count:,} weights, symmetry "
         f"{card.symmetry}, energies {card.energy_scheme}{unknown}{mirror}{digest}"

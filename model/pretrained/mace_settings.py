@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ...pipeline.bounded_yaml import load_yaml
 from ...pipeline.errors import CheckpointError
+from ...pipeline.suggestions import problem_text
 from ..config.network import MAX_LAYERS, MAX_PRODUCT_DEGREE, MAX_WIDTH
 from .records.record import Record
 
@@ -132,10 +133,7 @@ class MaceSettings(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}"
-                for item in error.errors()[:3]
-            )
+            problems = "; ".join(problem_text(item, "setting", cls.model_fields, {}) for item in error.errors()[:3])
             raise CheckpointError(f"{where}: unsupported architecture: {problems}") from error
 
     @classmethod

@@ -120,7 +120,7 @@ def advice(model: Unopened) -> str:
     return (
         f"equiscreen was never tested with this model and does not know the SHA-256 of its file, so the name is not "
         f"enough; download {model.url} (licence: {model.licence}), pass the path of the file, and set "
-        f"`--energy-scheme {model.scheme}`"
+        f"`--scheme {model.scheme}`"
     )
 
 

@@ -15,7 +15,7 @@ from ...pipeline.energy_schemes import OWN, SCHEMES
 from ...pipeline.errors import ConfigError
 from ...pipeline.labels.quantities import ENERGY
 from ...pipeline.redaction import redact_urls
-from ...pipeline.runs.staging import check_file
+from ...pipeline.runs.staging import ZIP, check_file
 from ...pipeline.store.epoch_reader import EpochReader
 from ...pipeline.store.graph_store import GraphStore
 from ..checkpoint import load_members, save_checkpoint
@@ -81,7 +81,7 @@ def refit_references(
     stores: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
-    energy_scheme: str = OWN,
+    scheme: str = OWN,
     overwrite: bool = False,
 ) -> RefitReport:
     """Adapt the reference energies of a network to different DFT settings; its weights do not change.
@@ -92,14 +92,14 @@ def refit_references(
 
     Example:
         >>> from equiscreen.model import refit_references
-        >>> refit_references("run/model.ckpt", "training.zarr", "refitted.ckpt", energy_scheme="r2scan").n_structures
+        >>> refit_references("run/model.ckpt", "training.zarr", "refitted.ckpt", scheme="r2scan").n_structures
         40
 
     Args:
         checkpoint: Checkpoint or run folder of a network that predicts an energy.
         stores: One graph store or several, with energies computed with the new DFT settings.
         out: Checkpoint to write.
-        energy_scheme: Energy scheme of the new labels, one of `SCHEMES`.
+        scheme: Energy scheme of the new labels, one of `SCHEMES`.
         overwrite: Whether to replace an existing checkpoint.
 
     Raises:
@@ -109,10 +109,10 @@ def refit_references(
         StoreError: A store cannot be read.
         OutputExistsError: The output already exists, is a folder or a URL, or is an input.
     """
-    if energy_scheme not in SCHEMES:
-        raise ConfigError(f"unknown --energy-scheme {energy_scheme}; choose one of {', '.join(SCHEMES)}")
+    if scheme not in SCHEMES:
+        raise ConfigError(f"unknown --scheme {scheme}; choose one of {', '.join(SCHEMES)}")
     graphs = open_stores(stores)
-    target = check_file(out, [checkpoint, *(store.path for store in graphs)], overwrite=overwrite)
+    target = check_file(out, [checkpoint, *(store.path for store in graphs)], overwrite=overwrite, begins=ZIP)
     networks, card = load_members(checkpoint)
     if len(networks) > 1:
         raise ConfigError(f"{checkpoint} is an ensemble; refit its members, such as {checkpoint}/member-0, one by one")
@@ -130,7 +130,7 @@ def refit_references(
     fitted_to = ", ".join(f"{redact_urls(str(store.path))} ({store.store_hash})" for store in graphs)
     known = {name: text for name, text in card.origin.items() if name != "energy_basis"}  # no longer a teacher's
     origin = {**known, "reference_energies": f"fitted to {fitted_to}"}
-    card = replace(card, energy_scheme=energy_scheme, validation=validation, test={}, origin=origin)
+    card = replace(card, energy_scheme=scheme, validation=validation, test={}, origin=origin)
     target.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(target, network, card)
     present = set(np.flatnonzero(errors.counts.sum(axis=0)).tolist())
@@ -143,7 +143,7 @@ def refit_references(
         n_skipped,
         errors.mae(np.zeros(len(corrections))),
         errors.mae(corrections),
-        energy_scheme,
+        scheme,
     )
 
 

@@ -71,7 +71,7 @@ def prepare(stores: Sequence[GraphStore], recipe: Recipe, folder: Path) -> Prepa
     if recipe.limit is not None:
         for chosen in usable:
             chosen[recipe.limit :] = False
-    bound, atoms = _without_isolated_atoms(stores, usable, config.cutoff) if config.energy else (usable, {})
+    bound, atoms = without_isolated_atoms(stores, usable, config.cutoff) if config.energy else (usable, {})
     split = split_structures(stores, bound, training.split)
     elements, statistics = fit_statistics(
         stores,
@@ -181,12 +181,17 @@ def _replayed(folder: Path, recipe: Recipe, network: Network, elements: Sequence
         network.train()  # labelling leaves it in evaluation mode
 
 
-def _without_isolated_atoms(
+def without_isolated_atoms(
     stores: Sequence[GraphStore], usable: Sequence[NDArray[np.bool_]], cutoff: float
 ) -> tuple[list[NDArray[np.bool_]], dict[int, float]]:
     """Separate isolated atoms from the other usable structures.
 
     The network reproduces the reference energies exactly, so isolated atoms leave nothing to learn or to test.
+
+    Args:
+        stores: Graph stores.
+        usable: bool[n_structures] for each store, structures with a usable label.
+        cutoff: Cutoff of the network, angstrom.
 
     Returns:
         Masks of the other structures, bool[n_structures] for each store, and the energies of isolated atoms (eV) by

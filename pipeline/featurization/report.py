@@ -76,7 +76,7 @@ class FeaturizeReport:
         )
         return (
             f"{self.path}: read {self.read:,} = stored {self.stored:,} + failed {self.failed:,} + duplicate "
-            f"{self.duplicate:,}{total}; {self.seconds:.1f} s, {rate:,.0f} structures/s, "
+            f"{self.duplicate:,}{total}; {self.seconds:.1f} s without start-up, {rate:,.0f} structures/s, "
             f"{self.bytes_on_disk / max(self.in_store, 1):,.0f} bytes/structure{reasons}{aside}{lacking}{told}"
         )
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..atomic import atomic_path
 from ..runs.progress import ProgressReport
-from ..runs.staging import check_file
+from ..runs.staging import PARQUET, check_file
 from ..structures.structure import Structure
 from .prototypes import load_prototypes
 from .substitution import MAX_STRAIN, MIN_PROBABILITY, RATTLE, Candidate, draw_candidates, plan_substitutions
@@ -98,7 +98,7 @@ def generate(
         OutputExistsError: The file exists, is a folder or a URL, or overlaps a store of prototypes.
     """
     begin = time.monotonic()
-    path = check_file(out, [] if prototypes is None else prototypes, overwrite=overwrite)
+    path = check_file(out, [] if prototypes is None else prototypes, overwrite=overwrite, begins=PARQUET)
     found = load_prototypes(prototypes)
     with ProgressReport("generate: oxidation states", len(found), "prototypes", enabled=progress) as report:
         hosts = _counted(found, report)
@@ -143,7 +143,7 @@ def write_candidates(
     Raises:
         OutputExistsError: The file exists, or the path is a folder or a URL.
     """
-    target = check_file(path, overwrite=overwrite)
+    target = check_file(path, overwrite=overwrite, begins=PARQUET)
     target.parent.mkdir(parents=True, exist_ok=True)
     stream, written = iter(candidates), 0
     with (

@@ -21,6 +21,7 @@ from ..errors import LabelError
 from ..field_path import lookup
 from ..structures.structure import Structure
 from ..structures.symmetry import point_group, symmetry_violation
+from ..suggestions import unknown_name
 from .quantities import ASE_VOIGT, AXES, ENERGY, FORCES, KNOWN_QUANTITIES, PER_ATOM_SUFFIX, STRESS, Component, Quantity
 from .stated_units import stated_units, unit_of
 
@@ -403,6 +404,11 @@ def _problems(error: ValidationError) -> str:
     found = []
     for problem in error.errors():
         place, text = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            *parents, name = problem["loc"]
+            nested: dict[str, type[BaseModel]] = {"labels": LabelRule, "quantities": Quantity}
+            known = nested[str(parents[0])] if parents else LabelMapping
+            place, text = ".".join(map(str, parents)), unknown_name("key", str(name), known.model_fields)
         found.append(f"{place}: {text}" if place else text)
     return "; ".join(found)[:1000]
 

@@ -23,6 +23,8 @@ _LOCK, _REPLACED = "lock", "replaced"
 _PLAN, _ASSEMBLED, _UPLOADED = "plan.json", "assembled.json", "uploaded"
 # The part of an identity that may differ when an interrupted publication resumes: the store that is being extended.
 _BASE = "base"
+# First bytes of files by format; PyTorch's checkpoints are ZIP files, and an ONNX file begins with its version.
+PARQUET, ZIP, ONNX = b"PAR1", b"PK\x03\x04", b"\x08"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +166,14 @@ def staged_run(
     wanted = json.loads(json.dumps(identity))
     folder = target.working_folder
     staging = Staging(target, folder, folder / _digest(wanted), _settings_digest(wanted, target), overwrite or extend)
-    _check_free(target, replace=staging.replaces)
+    schema = str(wanted.get("schema", "equiscreen-"))
+    _check_free(target, schema, replace=staging.replaces)
     target.check_writable()
     make_working_folder(folder, out, _LOCK)
     with locked(folder / _LOCK):
         _restore_replaced(target)
-        _check_free(target, replace=staging.replaces)  # checked again, since another run may have finished meanwhile
+        # Checked again, since another run may have finished meanwhile.
+        _check_free(target, schema, replace=staging.replaces)
         _check_others(staging, wanted, overwrite=overwrite)
         for needed in (staging.parts, staging.spool):
             needed.mkdir(parents=True, exist_ok=True)
@@ -259,16 +263,20 @@ def check_place(out: Path, inputs: Iterable[Path | str]) -> None:
             )
 
 
-def check_file(out: str | Path, inputs: Iterable[Path | str] = (), *, overwrite: bool) -> Path:
+def check_file(
+    out: str | Path, inputs: Iterable[Path | str] = (), *, overwrite: bool, begins: bytes | None = None
+) -> Path:
     """Check, before any work is done, that a file may be written, and return its path.
 
     Args:
         out: File to write.
         inputs: Files and stores that are read; the file may neither replace nor lie inside one of them.
         overwrite: Replace an existing file.
+        begins: First bytes of all files of the kind that is written; a file that begins otherwise is not replaced. None
+            for kinds without such bytes.
 
     Raises:
-        OutputExistsError: The file exists, is a folder or a URL, or overlaps an input.
+        OutputExistsError: The file exists, is of another kind, is a folder or a URL, or overlaps an input.
     """
     if "://" in str(out):
         raise OutputExistsError(f"{out}: the output must be a local file; choose a local path, then copy the file")
@@ -278,18 +286,26 @@ def check_file(out: str | Path, inputs: Iterable[Path | str] = (), *, overwrite:
         raise OutputExistsError(f"{out} is a folder; choose a file")
     if target.exists() and not overwrite:
         raise OutputExistsError(f"{out} already exists; choose another file, or use `--overwrite`")
+    if target.exists() and begins is not None:
+        with target.open("rb") as file:
+            if file.read(len(begins)) not in (begins, b""):
+                raise OutputExistsError(
+                    f"{out} already exists and is not a file that this command writes, so it is not overwritten; "
+                    "choose another file, or remove this one first"
+                )
     return target
 
 
-def _check_free(target: Target, *, replace: bool) -> None:
-    """Check that nothing exists at the target or, with `replace`, nothing but an equiscreen store."""
+def _check_free(target: Target, schema: str = "equiscreen-", *, replace: bool) -> None:
+    """Check that nothing exists at the target or, with `replace`, nothing but an equiscreen store with the schema."""
     if not target.exists():
         return
     if not replace:
         raise OutputExistsError(f"{target} already exists; choose another `--out`, or use `--overwrite`")
-    if not target.is_equiscreen_store():
+    if not target.is_equiscreen_store(schema):
         raise OutputExistsError(
-            f"{target} already exists and is not an equiscreen store, so it is not overwritten; choose another --out"
+            f"{target} already exists and is not an equiscreen store of the kind that is written, so it is not "
+            "overwritten; choose another --out"
         )
 
 

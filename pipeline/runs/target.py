@@ -76,20 +76,24 @@ class Target:
                     fs.pipe_file(f"{path}/{MARK_FILE}", b"")
                     fs.rm_file(f"{path}/{MARK_FILE}")
 
-    def is_equiscreen_store(self) -> bool:
+    def is_equiscreen_store(self, schema: str = "equiscreen-") -> bool:
         """Whether the target holds a store written by equiscreen.
+
+        Args:
+            schema: Schema of the store, such as ``equiscreen-scores/1``; its version does not matter.
 
         Raises:
             OutputExistsError: The object store cannot be reached, or the root file there is not JSON.
         """
+        kind = schema.partition("/")[0]
         if self.path is not None:
             root = self.path / ROOT_FILE
-            return root.is_file() and b"equiscreen-" in root.read_bytes()  # it may be damaged
+            return root.is_file() and kind.encode() in root.read_bytes()  # it may be damaged
         with _one_line_errors(self.url):
             fs, path = url_to_fs(self.url)
             if not fs.exists(f"{path}/{ROOT_FILE}"):
                 return False
-            return "equiscreen-" in json.dumps(json.loads(fs.cat_file(f"{path}/{ROOT_FILE}")).get("attributes", {}))
+            return kind in json.dumps(json.loads(fs.cat_file(f"{path}/{ROOT_FILE}")).get("attributes", {}))
 
     def file_names(self) -> list[str]:
         """Return the names of the files in the folder at the target, relative to it; empty if nothing is there.

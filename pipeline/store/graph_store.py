@@ -17,7 +17,7 @@ from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 from zarr.storage import FsspecStore
 
-from ..errors import StoreError, detail
+from ..errors import StoreError, detail, input_changed
 from ..graphs.graph_block import GraphBlock
 from ..graphs.offsets import offsets_of, starts
 from ..provenance import resolved_path
@@ -69,10 +69,7 @@ def check_unchanged(path: str | Path, schema: str, store_hash: str) -> None:
         StoreError: The store was replaced, appended to or removed, or cannot be opened.
     """
     if open_root(path, schema).attrs.get("store_hash") != store_hash:
-        raise StoreError(
-            f"{path} has changed during this run; run the command again, with --overwrite if it then reports an "
-            "unfinished run"
-        )
+        raise input_changed(path)
 
 
 def _other_kind(path: str | Path, attrs: Mapping[str, Any], schemas: tuple[str, ...]) -> str:

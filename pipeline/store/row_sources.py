@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import StoreError
+from ..errors import input_changed
 from ..runs.parts import PartArray, PartKey, read_part
 from .graph_store import GraphStore
 from .schema import ATOM, EDGE, STRUCTURE
@@ -88,10 +88,7 @@ def opened(path: str, store_hash: str) -> GraphStore:
     """
     store = GraphStore(path)
     if store.store_hash != store_hash:
-        raise StoreError(
-            f"{path} has changed during this run; run the command again, with --overwrite if it then reports an "
-            "unfinished run"
-        )
+        raise input_changed(path)
     return store
 
 

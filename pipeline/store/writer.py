@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from ..errors import StoreError
+from ..errors import input_changed
 from ..graphs.offsets import offsets_of
 from ..runs.cluster import connect, dashboard, works_elsewhere
 from ..runs.failure_policy import FailurePolicy, run_tasks
@@ -92,10 +92,7 @@ class InputFile:
         except OSError:
             same = False
         if not same:
-            raise StoreError(
-                f"{self.path} has changed during this run; run the command again, with --overwrite if it then reports "
-                "an unfinished run"
-            )
+            raise input_changed(self.path)
 
     def _has_content(self) -> bool:
         """Whether the content is unchanged: times and permissions of a file may change without its content."""

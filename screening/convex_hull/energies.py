@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,8 @@ class ScoredEnergies(ScoresReader):
         model: Hash of the model's weights; empty if the dataset does not record one.
         basis: Hash of the weights that define the zero of energy of the scheme ``own``: the model's own weights or, if
             the model was distilled, its teacher's.
+        uncorrectable: Number of labelled energies that MP2020 rejects, by reason, among the rows that `energies` has
+            read.
         relaxed: Whether the structures were relaxed; true for labels, which are assumed to come from relaxed
             structures.
 
@@ -97,6 +100,7 @@ class ScoredEnergies(ScoresReader):
         self.scheme = str(model.get("energy_scheme", OWN))
         self.model = str(model.get("weights_sha256") or model.get("sha256") or "")
         self.basis = str(model.get("energy_basis") or self.model)
+        self.uncorrectable: Counter[str] = Counter()
         self.relaxed = self.attrs.get("kind") in {*RELAXED, LABELLED}
         meanings = self.meanings(self.energy_status)
         self._usable, self._reliable = (
@@ -129,6 +133,7 @@ class ScoredEnergies(ScoresReader):
             StoreError: The dataset is damaged, or its graph store was replaced by another one.
         """
         needed = corrections if self.scheme == UNCORRECTED else None
+        self.uncorrectable.clear()
         for start, stop in self.chunks():
             yield self._read(start, stop, compositions, needed)
 
@@ -158,11 +163,10 @@ class ScoredEnergies(ScoresReader):
         n_atoms = self.column("n_atoms", start, stop)
         energy = self.column("energy", start, stop) / n_atoms
         status = self.column(self.energy_status, start, stop)
-        usable = (
-            np.isin(status, self._usable)
-            & np.isfinite(energy)
-            & self._comparable(numbers, start, stop, compositions, corrections)
-        )
+        usable = np.isin(status, self._usable) & np.isfinite(energy)
+        reasons = self._rejections(numbers, start, stop, compositions, corrections)
+        self.uncorrectable.update(reason for reason in reasons[usable].tolist() if reason)
+        usable &= reasons == ""
         correction = np.zeros(len(numbers))
         if corrections is not None:
             kinds = self._anion_kinds(start, numbers, usable, n_atoms, compositions)
@@ -171,20 +175,25 @@ class ScoredEnergies(ScoresReader):
         correction[~usable] = np.nan
         return EnergyRows(start, stop, numbers, energy, correction, usable & np.isin(status, self._reliable))
 
-    def _comparable(
+    def _rejections(
         self,
         numbers: NDArray[np.int64],
         start: int,
         stop: int,
         compositions: Compositions,
         corrections: MP2020 | None,
-    ) -> NDArray[np.bool_]:
-        """Return whether rows can be corrected: bool[n]; false for labels with a run type that MP2020 rejects."""
+    ) -> NDArray[np.object_]:
+        """Return why rows cannot be corrected, object[n]: their run type as a label; empty for rows that can be."""
         column = next((name for name in _RUN_TYPES if name in self.specs), None)
         if corrections is None or column is None or not self.labelled:
-            return np.ones(len(numbers), dtype=bool)
+            return np.full(len(numbers), "", dtype=object)
         expected = [GGA_U if corrections.hubbards(compositions.symbols(number)) else GGA for number in numbers.tolist()]
-        return np.asarray(self.column(column, start, stop) == np.array(expected, dtype=object))
+        given = [str(one).strip() for one in self.column(column, start, stop).tolist()]
+        reasons = [
+            "" if one == other else f"run type {one} instead of {other}" if one else "no run type"
+            for one, other in zip(given, expected, strict=True)
+        ]
+        return np.array(reasons, dtype=object)
 
     def _anion_kinds(
         self,

@@ -79,6 +79,13 @@ class CandidateEnergies:
             counts += np.bincount(rows.composition, minlength=len(counts))
         return counts
 
+    def usable(self) -> NDArray[np.int64]:
+        """Return the number of rows of each composition with a usable energy: int64[n compositions]."""
+        counts = np.zeros(len(self.compositions), dtype=np.int64)
+        for rows in self.chunks():
+            counts += np.bincount(rows.composition[np.isfinite(rows.energy)], minlength=len(counts))
+        return counts
+
     def lowest(self) -> NDArray[np.float64]:
         """Return the lowest competing energy of each composition: float64[n compositions], eV/atom; NaN if none."""
         lowest = np.full(len(self.compositions), np.nan)
@@ -99,6 +106,8 @@ class ConvexHull:
             composition, lowest energy first.
         levels: Energies of the hulls at each composition.
         missing: For each element without a reference, the number of rows that contain it; largest number first.
+        judged, unjudged: Numbers of rows with a usable energy: those that can be compared with the hull, and those with
+            an element that has no reference.
         elements: The tabulated elemental energies that are used: their scheme, source and elements.
         without_compounds: Number of rows of compounds whose chemical system contains no compound among the references;
             their energy above hull is a formation energy.
@@ -110,6 +119,8 @@ class ConvexHull:
     own: Mapping[int, list[int]]
     levels: Levels
     missing: Mapping[str, int]
+    judged: int
+    unjudged: int
     elements: Mapping[str, Any]
     without_compounds: int
     phases: Mapping[str, list[Any]]
@@ -230,13 +241,15 @@ def find_hull(
     levels = levels_of(compositions, present, references, lowest, needs_alone, bar.advance)
     elements, rows_by_element = _elements_of(references, compositions), _rows_by_element(compositions, counts)
     added = references.elements.get("elements", ())
-    starts = references.starts(len(compositions))
+    starts, usable, has_hull = references.starts(len(compositions)), candidates.usable(), np.isfinite(levels.hull)
     return ConvexHull(
         references,
         starts,
         own,
         levels,
         {symbol: count for symbol, count in rows_by_element.items() if symbol not in elements},
+        int(usable[has_hull].sum()),
+        int(usable[~has_hull].sum()),
         {**references.elements, "elements": [symbol for symbol in added if symbol in rows_by_element]},
         int(counts[levels.formation_only].sum()),
         _phases(references, starts, compositions, counts),

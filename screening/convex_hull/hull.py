@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..dataset.labels import LABELLED, graph_store_at
 from ..dataset.paths import hull_path
 from ..dataset.reader import ScoresReader, place_of_graphs
 from ..dataset.scores import SCORES_SCHEMA, open_scores
-from .columns import HULL_STATUSES, HullOptions, hull_arrays, kept_arrays
+from .columns import HULL_STATUSES, MISSING_REFERENCE, HullOptions, hull_arrays, kept_arrays
 from .energies import ScoredEnergies
 from .energy_above_hull import (
     CandidateEnergies,
@@ -41,8 +41,19 @@ from .reference_files import content_version, is_dataset, read_references
 
 # Structures at most this far above the hull (eV/atom) count as near the hull.
 NEAR = 0.05
-# Maximum number of elements that a summary names.
+# Maximum number of elements that a message names.
 _NAMED = 10
+# Names of references in messages, and how to judge structures with elements that these references lack.
+_REFERENCES = "the references", "add these elements to --references"
+_MODEL_REFERENCES = (
+    "--model-references",
+    "relax crystals of these elements with the model of the candidates, and add the result to --model-references",
+)
+_MODEL_REFERENCES_AT_TEMPERATURE = (
+    "--model-references",
+    "compute the phonons of crystals of these elements with the model of the candidates (`equiscreen properties --what "
+    "phonons`), and add the result to --model-references",
+)
 
 
 def hull(
@@ -126,7 +137,7 @@ def hull(
     Raises:
         ConfigError: An argument is out of range, `exclude_self` is set without references, the candidates are a graph
             store from a relaxation or one without a `scheme`, references follow a different energy scheme or cannot be
-            used, free energies are missing, or an extra is not installed.
+            used or lack elements of every structure, free energies are missing, or an extra is not installed.
         SourceError: A file of references cannot be read, or has no structures although `exclude_self` needs them.
         StoreError: The scores, their graph store or a dataset of references cannot be read, or have no energies.
         OutputExistsError: The output exists, or another run is writing it.
@@ -215,10 +226,15 @@ def hull(
         energies = read_energies(candidates, compositions, corrections, run.staging.work, run.bar)
         found = find_hull(energies, given, run.bar, lower_bound=not paths, exclude_self=exclude_self)
         model_hull = None if own is None else find_hull(energies, own, run.bar)
+        if model_hull is None:
+            _check_judged(scores, found, *_REFERENCES)
+        else:
+            _check_judged(scores, model_hull, *_MODEL_REFERENCES)
         free = None
         if at_temperature is not None and temperature is not None:
             free_energies = with_free_energies(energies, temperature, run.staging.work)
             free = free_energies, find_hull(free_energies, at_temperature, run.bar)
+            _check_judged(scores, free[1], *_MODEL_REFERENCES_AT_TEMPERATURE)
         manifests = write_distances(energies, found, model_hull, free, options, run.staging, run.bar)
         digests = run.concatenate(_specs(candidates, options), manifests)
         candidates.check_unchanged()
@@ -250,6 +266,18 @@ def _candidates(scores: str | Path, store: str | Path | None, scheme: str | None
     return ScoredEnergies(scores, labelled=graphs, labels=scheme)
 
 
+def _check_judged(scores: str | Path, hull: ConvexHull, references: str, cure: str) -> None:
+    """Check that at least one structure can be compared with a hull.
+
+    Raises:
+        ConfigError: All structures with an energy contain elements without a reference.
+    """
+    if hull.unjudged and not hull.judged:
+        raise ConfigError(
+            f"{scores}: no structure can be compared with {references}, which lack {_named(hull.missing)}; {cure}"
+        )
+
+
 def _graphs_of_references(path: str) -> InputStore:
     """Return the graph store of a dataset of references, whose structures are read."""
     rows = ScoresReader(path)
@@ -257,20 +285,55 @@ def _graphs_of_references(path: str) -> InputStore:
 
 
 def summary(found: xr.Dataset, path: str | Path) -> str:
-    """Return a summary of a finished hull, as one line of text."""
+    """Return a summary of a finished hull: one line, and a warning for each hull that lacks references."""
     attrs = found.attrs["hull"]
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in attrs["status_counts"].items() if count)
-    missing = attrs["missing_references"]
-    named = (
-        f"; no reference for {', '.join(list(missing)[:10])}{' ...' if len(missing) > 10 else ''}" if missing else ""
-    )
     timing = attrs["timing"]
     return (
-        f"{redact_urls(str(path))}: {found.sizes[STRUCTURE]:,} structures ({counts}{named}), "
+        f"{redact_urls(str(path))}: {found.sizes[STRUCTURE]:,} structures ({counts}), "
         f"{_compared(found.attrs)}{_elements(attrs)}{_model_hull(attrs)}{_free_energy_hull(attrs)}"
-        f"{_not_competing(attrs)}{_left_out(attrs)}{_without_compounds(attrs)}; {timing['seconds']:.1f} s, "
-        f"{timing['structures_per_second']:,.0f} structures/s"
+        f"{_uncorrectable(attrs)}{_not_competing(attrs)}{_left_out(attrs)}{_without_compounds(attrs)}; "
+        f"{timing['seconds']:.1f} s without start-up, {timing['structures_per_second']:,.0f} structures/s"
+        f"{_lacking(found)}"
     )
+
+
+def _lacking(found: xr.Dataset) -> str:
+    """Return a warning for each hull that lacks elements of some structures: how many, which, and the cure."""
+    attrs, size = found.attrs["hull"], found.sizes[STRUCTURE]
+    free = attrs.get("free_energies") or {}
+    return "".join(
+        f"\nwarning: {count:,} of {size:,} structures have no {column}: no reference for {_named(missing)} in "
+        f"{references}; {cure}"
+        for column, count, missing, (references, cure) in (
+            (
+                "energy_above_hull",
+                attrs["status_counts"][HULL_STATUSES[MISSING_REFERENCE]],
+                attrs["missing_references"],
+                _REFERENCES,
+            ),
+            (
+                "energy_above_model_hull",
+                attrs.get("without_model_hull"),
+                attrs.get("missing_model_references"),
+                _MODEL_REFERENCES,
+            ),
+            (
+                "free_energy_above_hull",
+                free.get("without_hull"),
+                free.get("missing_references"),
+                _MODEL_REFERENCES_AT_TEMPERATURE,
+            ),
+        )
+        if count
+    )
+
+
+def _named(elements: Iterable[str]) -> str:
+    """Return the first ten of some elements, as text."""
+    symbols = list(elements)
+    more = f" and {len(symbols) - _NAMED:,} more" if len(symbols) > _NAMED else ""
+    return f"{', '.join(symbols[:_NAMED])}{more}"
 
 
 def _compared(dataset_attrs: Mapping[str, Any]) -> str:
@@ -295,8 +358,7 @@ def _elements(attrs: Mapping[str, Any]) -> str:
     """Return a note on the elements whose reference energies come from equiscreen's tables."""
     added = attrs["elemental_references"]
     symbols = added.get("elements", ())
-    more = f" and {len(symbols) - _NAMED:,} more" if len(symbols) > _NAMED else ""
-    return f"; elements from {added['source']}: {', '.join(symbols[:_NAMED])}{more}" if symbols else ""
+    return f"; elements from {added['source']}: {_named(symbols)}" if symbols else ""
 
 
 def _model_hull(attrs: Mapping[str, Any]) -> str:
@@ -314,11 +376,9 @@ def _free_energy_hull(attrs: Mapping[str, Any]) -> str:
     found = attrs.get("free_energies")
     if not found:
         return ""
-    missing = list(found["missing_references"])
-    lost = f" (no reference for {', '.join(missing[:_NAMED])})" if missing else ""
     return (
         f"; {found['below_hull']:,} of {found['with_free_energy']:,} with a free energy below the hull of free "
-        f"energies at {found['temperature']:g} K{lost}"
+        f"energies at {found['temperature']:g} K"
     )
 
 
@@ -326,6 +386,12 @@ def _not_competing(attrs: Mapping[str, Any]) -> str:
     """Return a note on structures whose energy is not part of any hull, by status."""
     counts = [f"{count:,} {name.replace('_', ' ')}" for name, count in attrs.get("not_competing", {}).items()]
     return f"; not part of any hull: {', '.join(counts)}" if counts else ""
+
+
+def _uncorrectable(attrs: Mapping[str, Any]) -> str:
+    """Return a note on labelled energies that MP2020 rejects, by reason."""
+    counts = [f"{count:,} {reason}" for reason, count in attrs.get("uncorrectable", {}).items()]
+    return f"; energies without MP2020 corrections, which are not used: {', '.join(counts)}" if counts else ""
 
 
 def _left_out(attrs: Mapping[str, Any]) -> str:
@@ -394,7 +460,10 @@ def _attrs(
             "pymatgen": corrections.version if corrected and corrections is not None else None,
             "status_counts": dict(zip(HULL_STATUSES, counts, strict=True)),
             "not_competing": candidates.not_competing(),
+            "uncorrectable": dict(candidates.uncorrectable.most_common()),
             "missing_references": found.missing,
+            "missing_model_references": None if model_hull is None else model_hull.missing,
+            "without_model_hull": None if model_hull is None else model_hull.unjudged,
             "below_hull": sum(manifest.notes["below"] for manifest in manifests),
             "below_model_hull": None
             if model_hull is None
@@ -421,6 +490,7 @@ def _free_energies(
         "below_hull": below,
         "with_free_energy": known,
         "missing_references": hull.missing,
+        "without_hull": hull.unjudged,
     }
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ...pipeline.atomic import atomic_path
 from ...pipeline.errors import ConfigError, OutputExistsError
-from ...pipeline.runs.staging import check_file
+from ...pipeline.runs.staging import PARQUET, check_file
 from ...pipeline.store.schema import TEXT, ArraySpec
 from ...pipeline.suggestions import unknown_name
 from .reader import ScoresReader, flag_meanings
@@ -80,7 +80,7 @@ def to_parquet(
         OutputExistsError: The file exists or lies in the dataset, or its folder does not exist.
     """
     rows = ScoresReader(scores)
-    out = check_file(path, [scores], overwrite=overwrite)
+    out = check_file(path, [scores], overwrite=overwrite, begins=PARQUET)
     names = list(rows.specs) if columns is None else list(columns)
     for name in names:
         if name not in rows.specs:

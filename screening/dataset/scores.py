@@ -43,6 +43,13 @@ RELAXATION_STATUS = "relaxation_status"
 RANKED_STATUSES = RELIABLE_STATUSES | {"not_converged"}
 # Suffix of the names of hull columns of structures that were not relaxed.
 UNRELAXED = "_unrelaxed"
+# What datasets of each kind hold.
+KINDS = {
+    "screened": "scores",
+    "relaxed": "scores of relaxed structures",
+    "properties": "properties of crystals",
+    "labelled": "calculated energies",
+}
 COORDINATES = ("structure_id", "formula", "n_atoms", "volume", "status", "source", "source_index")
 
 
@@ -136,9 +143,10 @@ def _property_array(spec: OutputSpec) -> ArraySpec:
 def open_scores(path: str | Path) -> xr.Dataset:
     """Open a scores dataset, lazily.
 
-    Every array has its `units`, its whole `description` and, for the axes of plots, a short `long_name`. `to_dataframe`
-    turns the dataset into a table. A local dataset of up to 256 MiB (uncompressed) is compared with its checksums when
-    it is opened.
+    Values are read on access, in this process, even while a Dask client is open; `scores.chunk()` makes Dask arrays of
+    them. Every array has its `units`, its whole `description` and, for the axes of plots, a short `long_name`.
+    `to_dataframe` turns the dataset into a table. A local dataset of up to 256 MiB (uncompressed) is compared with its
+    checksums when it is opened.
 
     Example:
         >>> from equiscreen.screening import open_scores
@@ -154,7 +162,8 @@ def open_scores(path: str | Path) -> xr.Dataset:
     check_shards(place, arrays)
     if sum(array.nbytes for array in arrays.values()) <= _CHECKED_BYTES:
         check_content(place, arrays, str(root.attrs.get("store_hash")))
-    scores: xr.Dataset = xr.open_zarr(path)
+    # Without Dask arrays, which an open client would compute on its cluster, where the path may not exist.
+    scores: xr.Dataset = xr.open_zarr(path, chunks=None)
     for array in scores.variables.values():
         if "description" in array.attrs:
             array.attrs.setdefault("long_name", str(array.attrs["description"]).partition(";")[0].partition(",")[0])

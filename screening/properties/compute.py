@@ -130,7 +130,7 @@ def compute_properties(
         model,
         out,
         what,
-        _protocol(preset, what, born=born is not None, follow_modes=follow_modes),
+        chosen_preset(preset, what, born=born is not None, follow_modes=follow_modes),
         options,
         where=where,
         relax=relax,
@@ -194,7 +194,7 @@ class _Plan:
         self.candidates, self.model, self.options, self.out = candidates, model, options, str(out)
         symprec = preset.relaxation.symprec
         self.born_path = born
-        self.born = () if born is None else _born_charges(BornFiles.at(born), candidates, symprec)
+        self.born = () if born is None else born_charges(BornFiles.at(born), candidates, symprec)
         self.record = {**preset.record(what), "relax": relax, "where": where}
         if born is not None:
             self.record["born_sha256"] = content_hash(self.born)
@@ -397,7 +397,7 @@ class _Plan:
         }
 
 
-def _protocol(preset: str, what: Sequence[str], *, born: bool, follow_modes: bool) -> Preset:
+def chosen_preset(preset: str, what: Sequence[str], *, born: bool, follow_modes: bool) -> Preset:
     """Return the preset, whose phonons use Born charges and follow imaginary modes if this is wanted.
 
     Raises:
@@ -413,7 +413,7 @@ def _protocol(preset: str, what: Sequence[str], *, born: bool, follow_modes: boo
     return chosen.altered(Phonons.name, nac=born, follow=relaxation)
 
 
-def _born_charges(files: BornFiles, candidates: Candidates, symprec: float) -> list[BornCharges | None]:
+def born_charges(files: BornFiles, candidates: Candidates, symprec: float) -> list[BornCharges | None]:
     """Return the Born charges of all chosen structures.
 
     Raises:
@@ -488,13 +488,19 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     left_out = found.attrs["properties_of"]["left_out"]
     told = f"; {left_out:,} left out by --where or --limit" if left_out else ""
     followed = _followed(found, path)
-    warning = "" if counts["ok"] else "\nwarning: no structure is ok; `status` and `status_note` give the reasons"
-    names, size = ", ".join(found.attrs["settings"]["properties"]), found.sizes[STRUCTURE]
+    properties, size = found.attrs["settings"]["properties"], found.sizes[STRUCTURE]
+    # The phonons of a crystal with imaginary modes are a result, unlike its conductivity.
+    computed = ("ok", "symmetry_changed", *(["imaginary_modes"] if Phonons.name in properties else []))
+    warning = (
+        ""
+        if any(counts[status] for status in computed)
+        else "\nwarning: no structure is ok; `status` and `status_note` give the reasons"
+    )
     return (
-        f"{redact_urls(str(path))}: {names} of {size:,} structures ({listed(counts)}){told}; "
-        f"{timing['evaluations'] / max(1, size):.0f} evaluations per structure; {timing['seconds']:.1f} s, "
-        f"{timing['core_hours']:.4f} core-hours; the relaxed structures are in {redact_urls(graphs_path(path))}"
-        f"{followed}{warning}"
+        f"{redact_urls(str(path))}: {', '.join(properties)} of {size:,} structures ({listed(counts)}){told}; "
+        f"{timing['evaluations'] / max(1, size):.0f} evaluations per structure; "
+        f"{timing['seconds']:.1f} s without start-up, {timing['core_hours']:.4f} core-hours; the relaxed structures "
+        f"are in {redact_urls(graphs_path(path))}{followed}{warning}"
     )
 
 

@@ -15,11 +15,11 @@ from ...pipeline.energy_schemes import NO_DISPERSION
 from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE
 from ..dataset.parts import uncompressed_bytes
 from ..relaxation.output import relaxed_graph_arrays
-from .compute import expected_work, potential_for
+from .compute import born_charges, chosen_preset, expected_work, potential_for
 from .inputs import Candidates
+from .lattice_dynamics.born_files import BornFiles
 from .materials import Protocol, compute_materials
 from .output import base_arrays, property_arrays
-from .presets import preset_named
 
 SAMPLE = 4
 
@@ -35,6 +35,7 @@ class PropertiesEstimate:
         sample: Number of structures that the time is extrapolated from.
         bytes_on_disk: Largest size of the outputs, without text columns and tables.
         bytes_of_memory: Memory of a worker.
+        follows_modes: Whether imaginary modes are followed.
     """
 
     structures: int
@@ -43,11 +44,13 @@ class PropertiesEstimate:
     sample: int
     bytes_on_disk: float
     bytes_of_memory: int
+    follows_modes: bool = False
 
     def __str__(self) -> str:
+        followed = ", with imaginary modes as frequent as in it" if self.follows_modes else ""
         return (
             f"{self.structures:,} structures, at most {self.cells:,} cells to evaluate (relaxations not counted): "
-            f"about {self.seconds:,.0f} s on one core (from a sample of {self.sample}), at most "
+            f"about {self.seconds:,.0f} s on one core (from a sample of {self.sample}{followed}), at most "
             f"{self.bytes_on_disk / 1e6:,.1f} MB on disk (text columns not counted), "
             f"{self.bytes_of_memory / 1e6:,.0f} MB of "
             "memory per worker"
@@ -61,6 +64,9 @@ def estimate(
     *,
     preset: str = "default",
     where: str | None = None,
+    relax: bool = True,
+    born: str | Path | None = None,
+    follow_modes: bool = False,
     limit: int | None = None,
     store: str | Path | None = None,
     dispersion: str = NO_DISPERSION,
@@ -73,6 +79,9 @@ def estimate(
         what: Names of the properties.
         preset: Protocol of the computation.
         where: Filter expression.
+        relax: Whether the structures are relaxed first.
+        born: File or folder of Born charges, as for `compute_properties`.
+        follow_modes: Whether imaginary modes are followed.
         limit: Largest number of structures.
         store: Graph store of the source, if it was moved.
         dispersion: Name of the dispersion correction, as for `compute_properties`.
@@ -83,14 +92,21 @@ def estimate(
     candidates = Candidates.of(source, where, limit, store)
     network = potential_for(model)
     potential = with_dispersion(network, Dispersion.of(dispersion, {str(model): network.metadata}))
-    protocol = Protocol.of(preset_named(preset), what, potential)
+    chosen = chosen_preset(preset, what, born=born is not None, follow_modes=follow_modes)
+    protocol = Protocol.of(chosen, what, potential, relax=relax)
     work = expected_work(candidates, protocol)
     # Structures of typical cost: the largest of many could take very long.
     places = np.linspace(0, len(work) - 1, SAMPLE + 2)[1:-1] if len(work) > SAMPLE else np.arange(len(work))
     rows = np.sort(np.argsort(work, kind="stable")[places.astype(int)])
     block = candidates.place().block(candidates.rows[rows])
+    charges = None if born is None else born_charges(BornFiles.at(born), candidates, protocol.relaxation.symprec)
     begin = time.monotonic()
-    compute_materials([block.structure(row) for row in range(len(block))], potential, protocol)
+    compute_materials(
+        [block.structure(row) for row in range(len(block))],
+        potential,
+        protocol,
+        None if charges is None else [charges[row] for row in rows],
+    )
     seconds = (time.monotonic() - begin) * float(work.sum()) / max(1.0, float(work[rows].sum()))
     n_atoms = candidates.graphs.n_atoms[candidates.rows].tolist()
     cells = sum(one.workload(size).cells for one in protocol.properties for size in n_atoms)
@@ -102,5 +118,5 @@ def estimate(
     arrays = (*base_arrays(protocol.relaxation), *property_arrays(protocol.properties), *relaxed_graph_arrays(()))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return PropertiesEstimate(
-        len(candidates.rows), cells, seconds, len(rows), uncompressed_bytes(arrays, counts), memory
+        len(candidates.rows), cells, seconds, len(rows), uncompressed_bytes(arrays, counts), memory, follow_modes
     )

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import ConfigError, SourceError, StoreError
+from ...pipeline.errors import ConfigError, SourceError, StoreError, input_changed
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.runs.parts import PartArray
 from ...pipeline.store.graph_store import GraphStore, open_root
@@ -166,10 +166,7 @@ def _listed(values: NDArray[Any]) -> PartArray:
 def _scores(path: str, store_hash: str) -> ScoresReader:
     scores = ScoresReader(path)
     if scores.hash != store_hash:
-        raise StoreError(
-            f"{path} has changed during this run; run the command again, with --overwrite if it then reports an "
-            "unfinished run"
-        )
+        raise input_changed(path)
     return scores
 
 

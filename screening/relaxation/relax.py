@@ -378,9 +378,9 @@ def summary(relaxed: xr.Dataset, path: str | Path) -> str:
     warning = "" if counts["ok"] else "\nwarning: no structure was relaxed; `status` and `status_note` give the reasons"
     return (
         f"{redact_urls(str(path))}: {relaxed.sizes[STRUCTURE]:,} structures ({listed(counts)}), {steps:.1f} "
-        f"evaluations per structure; {timing['seconds']:.1f} s, {timing['structures_per_second']:,.2f} structures/s, "
-        f"{timing['core_hours']:.4f} core-hours; the relaxed structures are in "
-        f"{redact_urls(graphs_path(path))}{told}{warning}"
+        f"evaluations per structure; {timing['seconds']:.1f} s without start-up, "
+        f"{timing['structures_per_second']:,.2f} structures/s, {timing['core_hours']:.4f} core-hours; the relaxed "
+        f"structures are in {redact_urls(graphs_path(path))}{told}{warning}"
     )
 
 

@@ -82,10 +82,10 @@ class RelaxedGraphs:
                     )
             if target.exists() and not overwrite and not self._is_from_this_run():
                 raise OutputExistsError(f"{target} already exists; choose another --out, or use --overwrite")
-        if self.target.exists() and not self.target.is_equiscreen_store():
+        if self.target.exists() and not self.target.is_equiscreen_store(GRAPH_SCHEMA):
             raise OutputExistsError(
-                f"{self.target} already exists and is not an equiscreen store, so it is not overwritten; choose "
-                "another --out"
+                f"{self.target} already exists and is not an equiscreen store of graphs, so it is not overwritten; "
+                "choose another --out"
             )
 
     def _is_from_this_run(self) -> bool:

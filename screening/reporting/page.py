@@ -17,6 +17,10 @@ _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
     "worker-src blob:; font-src data:"
 )
+# First characters of every report.
+BEGINS = (
+    '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="equiscreen report">'
+)
 _STYLES = ("tabulator_simple.min.css", "page.css")
 _LIBRARIES = ("plotly-cartesian.min.js", "tabulator.min.js", "3Dmol-min.js")
 _PNG, _MAX_PICTURE = b"\x89PNG\r\n\x1a\n", 2_000_000
@@ -33,8 +37,7 @@ def page(title: str, sections: Sequence[str]) -> str:
     styles = "".join(f"<style>{_asset(name)}</style>" for name in _STYLES)
     scripts = "".join(f"<script>{_asset(name)}</script>" for name in (*_LIBRARIES, "page.js"))
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'{BEGINS}<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{escape(title)}</title>{styles}</head><body>"
         f"<noscript><p>{_NO_SCRIPT}</p></noscript>{''.join(sections)}{scripts}</body></html>\n"

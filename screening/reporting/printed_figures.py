@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, BLACK, GREY = "#0072B2", "#000000", "#999999"
+# Suffixes of the files of a chart, with the first bytes of such files.
+_BEGINS = {".png": b"\x89PNG\r\n\x1a\n", ".svg": b"<?xml", ".csv": None}
 _MM = 1 / 25.4  # inches
 _COLUMN = 85 * _MM
 _DPI = 300
@@ -97,9 +99,9 @@ def write_figures(
             "figures need matplotlib, which is not installed: pip install 'equiscreen[report]'"
         ) from error
     charts = [*_charts(content, diagrams, energies)]
-    paths = [folder / f"{chart.name}{suffix}" for chart in charts for suffix in (".png", ".svg", ".csv")]
+    paths = [folder / f"{chart.name}{suffix}" for chart in charts for suffix in _BEGINS]
     for path in paths:
-        check_file(path, inputs, overwrite=overwrite)
+        check_file(path, inputs, overwrite=overwrite, begins=_BEGINS[path.suffix])
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -21,7 +21,7 @@ from .candidate_table import CandidateTable, candidate_table
 from .content import NEAR, ReportContent, read_content
 from .hull_diagrams import hull_diagrams
 from .labelled_energies import LabelledEnergies, labelled_energies
-from .page import data, page, picture_file, section
+from .page import BEGINS, data, page, picture_file, section
 from .phonon_bands import PhononBands, phonon_bands
 from .printed_figures import write_figures
 from .structure_svg import picture
@@ -96,7 +96,9 @@ def report(
     scores = dataset_in(scores)
     chosen = None if selection is None else dataset_in(selection)
     inputs = [scores, *(one for one in (store, chosen) if one is not None)]
-    target = check_file(report_path(scores) if out is None else out, inputs, overwrite=overwrite)
+    target = check_file(
+        report_path(scores) if out is None else out, inputs, overwrite=overwrite, begins=BEGINS.encode()
+    )
     if charts is not None and "://" in str(charts):
         raise OutputExistsError(f"{charts}: charts can be written only to a local folder; choose one, then copy it")
     rows = ScoresReader(scores, store)

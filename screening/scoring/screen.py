@@ -439,7 +439,7 @@ def summary(scores: xr.Dataset, path: str | Path) -> str:
     timing = scores.attrs["timing"]
     return (
         f"{redact_urls(str(path))}: {scores.sizes[STRUCTURE]:,} structures ({listed(scores.attrs['status_counts'])}); "
-        f"{timing['seconds']:.1f} s, {timing['structures_per_second']:,.0f} structures/s, "
+        f"{timing['seconds']:.1f} s without start-up, {timing['structures_per_second']:,.0f} structures/s, "
         f"{timing['core_hours']:.3g} core-hours, input stall {timing['input_stall']:.1%}"
     )
 

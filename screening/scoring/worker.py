@@ -16,7 +16,7 @@ from distributed import get_worker
 from ...export.runtime.dask_plugin import plugin_name
 from ...export.runtime.dispersion import Dispersion, DispersionCorrected, with_dispersion
 from ...export.runtime.ensemble import Ensemble
-from ...pipeline.errors import EquiscreenError, StoreError
+from ...pipeline.errors import EquiscreenError, input_changed
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.graphs.potential import Evaluation, OutputSpec, Potential
 from ...pipeline.runs.parts import DivisibleTask, PartArray, PartKey, PartManifest, write_part
@@ -202,5 +202,5 @@ def _copy(task: CopyTask) -> PartManifest:
 def _opened_scores(path: str, scores_hash: str) -> zarr.Group:
     root = open_root(path, SCORES_SCHEMA)
     if root.attrs.get("store_hash") != scores_hash:
-        raise StoreError(f"{path} has changed during this run; run the command again")
+        raise input_changed(path)
     return root

@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...pipeline.errors import ConfigError
-from ..dataset.default_ranking import NOT_COMPARABLE, default_ranking
+from ..dataset.default_ranking import ENERGY_PER_ATOM, NOT_COMPARABLE, default_ranking
 from ..dataset.reader import ScoresReader
-from ..dataset.scores import UNRELAXED
+from ..dataset.scores import STRUCTURE_ARRAYS, UNRELAXED
 from .variables import numeric_column
 
 # Energies that differ from the total energy per atom only by a term without uncertainty.
 _SHIFTED = ("energy_per_atom", "corrected_energy_per_atom", "formation_energy_per_atom")
+# Maximum number of columns that a message names.
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Measure:
         if column is None:
             column = default_ranking(scores)
             if column is None:
-                raise ConfigError(f"{scores.path}: {NOT_COMPARABLE}, or choose a column with `--by`")
+                raise ConfigError(_nothing_to_rank_by(scores))
         name, descending = column.strip().removeprefix("-"), column.strip().startswith("-")
         numeric_column(scores, name)
         if not np.isfinite(weight) or weight < 0.0:
@@ -190,3 +192,16 @@ def pareto_measures(scores: ScoresReader, columns: Sequence[str]) -> tuple[Measu
     if names and (len(names) < 2 or len({name.removeprefix("-") for name in names}) < len(names)):
         raise ConfigError("a Pareto front needs two or more columns, each named only once")
     return tuple(Measure.of(scores, name) for name in names)
+
+
+def _nothing_to_rank_by(scores: ScoresReader) -> str:
+    """Return why a dataset has no column to rank by, with the columns that `--by` accepts."""
+    usual = {*(spec.name for spec in STRUCTURE_ARRAYS), "energy", ENERGY_PER_ATOM}
+    names = [
+        name
+        for name, spec in scores.specs.items()
+        if name not in usual and spec.dtype.startswith("float") and len(spec.dims) == 1
+    ]
+    reason = NOT_COMPARABLE if ENERGY_PER_ATOM in scores.specs else "it has no energies"
+    listed = f", for example {', '.join(names[:_NAMED])}" if names else ""
+    return f"{scores.path} has no column to rank by: {reason}; or choose one with `--by`{listed}"

@@ -182,7 +182,7 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     lines = [
         f"{path}: {recipe['selected']:,} of {recipe['rows']:,} structures, by {recipe['ranked_by']}"
         + (f"; skipped: {left_out}" if left_out else "")
-        + f"; {recipe['seconds']:.1f} s"
+        + f"; {recipe['seconds']:.1f} s without start-up"
     ]
     for file, names in recipe["not_written"].items():
         lines.append(

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 import s3fs
+from equiscreen.cli.terminal.about import about
+from equiscreen.cli.terminal.describe import describe
 from equiscreen.pipeline.errors import OutputExistsError, StoreError
 from equiscreen.pipeline.store.tables import DUPLICATES_FILE
 from equiscreen.publishing import open_catalogue, publish
@@ -29,6 +31,7 @@ from equiscreen.publishing.publication import MARK_FILE
 from equiscreen.publishing.ranked_store import chunk_rows
 from equiscreen.publishing.store_files import StoreFiles
 from equiscreen.screening import open_scores
+from equiscreen.screening.dataset.scores import KINDS
 
 from ..local_servers import HOST, QuietHandler, s3_environment, s3_server
 from .datasets import HOSTILE, PRIVATE, write_dataset
@@ -193,6 +196,7 @@ def test_a_publication_is_a_research_object(published: Path) -> None:
     assert named - entities.keys() == {"https://w3id.org/ro/crate/1.1"}
     parts = {one["@id"] for one in entities["./"]["hasPart"]}
     assert parts | {CRATE_FILE} == {f"{one.name}/" if one.is_dir() else one.name for one in published.iterdir()}
+    assert entities["#run"]["name"] == "equiscreen: scores of relaxed structures"
     assert entities["#run"]["description"] == "equiscreen screen c.extxyz --out=s3://***@host/s.zarr"
 
 
@@ -208,10 +212,24 @@ def test_a_crate_holds_a_publication(
         )
         assert all(archive.read(name) == (published / name).read_bytes() for name in archive.namelist() if "/" in name)
         assert b"Ada Lovelace" in archive.read(CRATE_FILE)
+    assert "no licence is stated" in done.stdout
+    assert "--license URL" in done.stdout
     assert not list(tmp_path.glob("*.partial"))
     again = command_line(*words)
     assert (again.returncode, again.stderr.count("\n")) == (1, 1)
     assert "already exists" in again.stderr
+
+
+def test_scores_are_read_without_dask(dataset: Path) -> None:
+    """A cluster that an open client is connected to may not see their path."""
+    scores = open_scores(dataset)
+    assert all(array.chunks is None for array in scores.variables.values())
+    assert "dask" in type(scores.chunk()["volume"].data).__module__
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_scores_has_words(dataset: Path, kind: str) -> None:
+    assert about(describe(str(dataset)) | {"kind": kind}).startswith(f"{dataset}: {KINDS[kind]}, {COUNT} structures: ")
 
 
 def test_chunks_of_a_ranked_list_stay_small_and_few() -> None:

@@ -24,7 +24,7 @@ FOLLOWED_STATUSES = (
 NOT_FOLLOWED, LOWER, NOT_LOWER, NOT_RELAXED, NO_COMMENSURATE_MODE, TOO_LARGE, FAILED = range(len(FOLLOWED_STATUSES))
 # Lengths of the largest displacement, angstrom; the relaxation begins at the one with the lowest energy. Both signs,
 # since the energy need not be an even function of the displacement.
-_AMPLITUDES = (0.1, -0.1, 0.2, -0.2, 0.4, -0.4)
+AMPLITUDES = (0.1, -0.1, 0.2, -0.2, 0.4, -0.4)
 # Energies of displacements that differ by less (eV/atom) count as equal, and a smaller gain is no gain.
 _EQUAL = 1e-5
 # Tolerance of the search for the space group of the new structure, angstrom.
@@ -94,11 +94,11 @@ def follow(
     """
     mode = softest_mode(phonopy, tolerance)
     if mode is None:
-        note = "the imaginary modes do not fit into the supercell; a larger min_length would show whether they are real"
+        note = "no imaginary mode fits into the supercell, so all of them may be artefacts of interpolation"
         return Followed(NO_COMMENSURATE_MODE, note=note)
     values = {"followed_wave_vector": mode.wave_vector, "followed_n_atoms": len(mode.structure)}
     try:
-        displaced = yield Cells([mode.displaced(amplitude) for amplitude in _AMPLITUDES])
+        displaced = yield Cells([mode.displaced(amplitude) for amplitude in AMPLITUDES])
         best = min(displaced, key=lambda one: round(one.energy / len(one.structure) / _EQUAL))
         (relaxed,) = yield Cells([best.structure], settings)
     except OutcomeError as error:

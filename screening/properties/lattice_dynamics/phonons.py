@@ -32,7 +32,7 @@ from ..protocol import (
     table_array,
 )
 from .force_constants import Stability, displaced_supercells, set_force_constants, stability
-from .mode_following import follow, followed_arrays
+from .mode_following import AMPLITUDES, follow, followed_arrays
 from .spectra import bands, density_of_states, thermal_displacements, thermal_functions
 from .supercells import supercell_matrix
 
@@ -224,10 +224,10 @@ class Phonons(Property):
         )
 
     def workload(self, n_atoms: int) -> Workload:
-        """See `Property.workload`; three displacements per atom of the cell are assumed."""
+        """See `Property.workload`; three displacements per atom of the cell, and those along a mode to follow."""
         copies = math.prod(self.supercell) if self.supercell else 1
         size = max(copies * n_atoms, round(self.min_length**3 * _ATOMS_PER_VOLUME))
-        cells = 1 + _DISPLACEMENTS_PER_ATOM * n_atoms
+        cells = 1 + _DISPLACEMENTS_PER_ATOM * n_atoms + (0 if self.follow is None else len(AMPLITUDES))
         return Workload(cells, cells * min(size, self.max_atoms))
 
     def stages(self, material: Material) -> Stages:

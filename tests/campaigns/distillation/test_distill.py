@@ -13,6 +13,7 @@ from typing import Any
 import ase.io
 import numpy as np
 import pytest
+from ase.build import bulk
 from dask import config as dask_config
 from distributed import LocalCluster
 from equiscreen.campaigns import DistillReport, DistillSettings, distill
@@ -257,6 +258,21 @@ def test_too_few_crystals_are_refused(made: Made, tmp_path: Path, by: HoldOutBy)
     }
     with pytest.raises(ConfigError, match=expected[by]):
         made.again(sources=tmp_path / "few.extxyz", out=tmp_path / "few", settings=settings)
+
+
+def test_crystals_that_share_no_element_are_refused_before_the_training(made: Made, tmp_path: Path) -> None:
+    """Whichever of them are held out, the student would not know their elements."""
+    images = [bulk(symbol) for symbol in ("Al", "Cu", "Au")]
+    ase.io.write(tmp_path / "c.extxyz", images, format="extxyz")
+    with pytest.raises(ConfigError, match=r"labelled.zarr: no held-out crystal .* at least 3 crystals .* with --seed"):
+        made.again(sources=tmp_path / "c.extxyz", out=tmp_path / "out")
+    assert (tmp_path / "out" / LABELLED).exists()
+    assert not (tmp_path / "out" / RUN).exists()
+    # An estimate from crystals that the teacher does not cover has no time.
+    ase.io.write(tmp_path / "silver.extxyz", [bulk("Ag")], format="extxyz")
+    found = estimate(tmp_path / "silver.extxyz", made.teacher, made.settings)
+    assert np.isnan(found.seconds)
+    assert "an unknown time, since the teacher does not cover all elements of any sampled crystal" in str(found)
 
 
 def test_an_estimate_counts_the_structures(made: Made) -> None:

@@ -329,7 +329,7 @@ def test_parameters_are_those_of_the_library() -> None:
     [
         ({"origin": {"functional": "PBEsol"}}, r"m\.onnx: the energies of this model follow PBEsol, for which"),
         ({"origin": {"functional": "ωB97M-D3(BJ)"}}, r"m\.onnx: the energies of this model follow ωB97M-D3\(BJ\)"),
-        ({}, r"m\.onnx: the energy scheme own names no functional.*`--energy-scheme` of `equiscreen import` or"),
+        ({}, r"m\.onnx: the energy scheme own names no functional.*`--scheme` of `equiscreen import` or"),
         ({"energy_scheme": "mp-uncorrected", "outputs": []}, r"m\.onnx: the model predicts no energy"),
     ],
 )

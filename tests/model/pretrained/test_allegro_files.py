@@ -28,7 +28,7 @@ PACKAGE, CHECKPOINT = FOLDER / "trained.nequip.zip", FOLDER / "trained.ckpt"
 @pytest.mark.parametrize("path", [CHECKPOINT, PACKAGE], ids=["checkpoint", "package"])
 def test_a_trained_network_gives_the_numbers_of_allegro(path: Path) -> None:
     """Both hold averaged weights; its own code, too, is float32, which doubles the rounding."""
-    network, card = load_pretrained(path, energy_scheme="matpes-pbe")
+    network, card = load_pretrained(path, scheme="matpes-pbe")
     assert isinstance(network, AllegroNetwork)
     expected = dict(np.load(FOLDER / "trained.npz"))
     check(TorchPotential(network), expected, torch.float32, factor=2)

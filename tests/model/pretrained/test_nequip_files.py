@@ -71,7 +71,7 @@ def model_of(settings: dict[str, Any]) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize("path", [CHECKPOINT, PACKAGE], ids=["checkpoint", "package"])
 def test_a_trained_network_gives_the_numbers_of_nequip(path: Path) -> None:
     """Both hold averaged weights; its own code, too, is float32, which doubles the rounding."""
-    network, card = load_pretrained(path, energy_scheme="matpes-pbe")
+    network, card = load_pretrained(path, scheme="matpes-pbe")
     expected = dict(np.load(FOLDER / "trained.npz"))
     check(TorchPotential(network), expected, torch.float32, factor=2)
     assert (card.symmetry, card.energy_scheme, card.origin) == ("o3", "matpes-pbe", {"file": path.name})
@@ -100,7 +100,7 @@ def test_checkpoint_and_package_are_the_same_network() -> None:
 def test_a_package_is_imported_by_the_command(tmp_path: Path) -> None:
     line = import_weights(PACKAGE, tmp_path / "out.ckpt")
     assert "5 elements, cutoff 4 angstrom" in line
-    assert "set `--energy-scheme`" in line
+    assert "set `--scheme`" in line
     network, _ = load_checkpoint(tmp_path / "out.ckpt")
     expected = dict(np.load(FOLDER / "trained.npz"))
     check(TorchPotential(network), expected, torch.float32, factor=2)

@@ -178,8 +178,8 @@ def test_an_imported_checkpoint_is_read_back_as_it_was(data: Path, tmp_path: Pat
     copied = tmp_path / "nequix-mp-1.nqx"
     content = source.read_bytes()
     copied.write_bytes(content.replace(b'"batch_size": 256', b'"batch_size": 512').replace(b"{", b"{ ", 1))
-    assert "set `--energy-scheme`" in import_weights(copied, target, overwrite=True)
-    assert "energies omat24" in import_weights(copied, target, energy_scheme="omat24", overwrite=True)
+    assert "set `--scheme`" in import_weights(copied, target, overwrite=True)
+    assert "energies omat24" in import_weights(copied, target, scheme="omat24", overwrite=True)
 
 
 def sevennet_file(path: Path, **settings: Any) -> Path:
@@ -348,8 +348,8 @@ def test_wrong_words_are_told(data: Path) -> None:
         load_pretrained("7net-9")
     with pytest.raises(CheckpointError, match=r"download https://\S+/nequix-omat-1\.nqx and pass the path of the file"):
         load_pretrained("nequix-omat-1")
-    with pytest.raises(CheckpointError, match="unknown --energy-scheme pbe; choose one of mp-uncorrected"):
-        load_pretrained("7net-0", energy_scheme="pbe")
+    with pytest.raises(CheckpointError, match="unknown --scheme pbe; choose one of mp-uncorrected"):
+        load_pretrained("7net-0", scheme="pbe")
     with pytest.raises(CheckpointError, match="has no fidelity X; choose `--modality` from PBE, R2SCAN"):
         load_pretrained("7net-mf-0", modality="X")
     for source in ("7net-0", data / "weights/nequix-mp-1.nqx"):

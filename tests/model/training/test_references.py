@@ -43,7 +43,7 @@ def shifted(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_only_reference_energies_change(start: Path, shifted: Path, tmp_path: Path) -> None:
-    report = refit_references(start, shifted, tmp_path / "new.ckpt", energy_scheme="r2scan")
+    report = refit_references(start, shifted, tmp_path / "new.ckpt", scheme="r2scan")
     (old, before), (new, card) = (load_checkpoint(path) for path in (start / "model.ckpt", report.checkpoint))
     assert all(torch.equal(old.state_dict()[name], value) for name, value in new.state_dict().items())
     difference = np.subtract(new.statistics.reference_energies, old.statistics.reference_energies)
@@ -73,8 +73,8 @@ def test_structures_with_other_elements_are_skipped_and_counted(start: Path, tmp
 
 def test_a_mistake_is_named(start: Path, shifted: Path, tmp_path: Path) -> None:
     out = tmp_path / "new.ckpt"
-    with pytest.raises(ConfigError, match="unknown --energy-scheme pbe; choose one of mp-uncorrected"):
-        refit_references(start, shifted, out, energy_scheme="pbe")
+    with pytest.raises(ConfigError, match="unknown --scheme pbe; choose one of mp-uncorrected"):
+        refit_references(start, shifted, out, scheme="pbe")
     near = stored(tmp_path / "near.zarr", images(probe_structures(ELEMENTS, 3, seed=96, max_atoms=6)), cutoff=4.0)
     with pytest.raises(ConfigError, match=r"near\.zarr: the cutoff of 4\.0 angstrom is smaller than the network's"):
         refit_references(start, near, out)

@@ -84,7 +84,9 @@ def test_values_that_do_not_fit(fields: dict[str, object], message: str) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("labels: {energy: [{pth: x}]}", "pth"),
+        ("labels: {energy: [{path: x, unitt: eV}]}", r"labels\.energy\.0: unknown key 'unitt'; did you mean 'unit'"),
+        ("quantities: {gap: {shap: [3]}}", r"quantities\.gap: unknown key 'shap'; did you mean 'shape'"),
+        ("label: {}", r"mapping\.yaml: unknown key 'label'; did you mean 'labels'"),
         ("labels: {stress: [{path: x, order: [xx, xx, zz, xy, xz, yz]}]}", "each of"),
         ("labels: [", "mapping.yaml"),
     ],

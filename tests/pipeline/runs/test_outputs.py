@@ -13,10 +13,12 @@ from equiscreen.campaigns import rank
 from equiscreen.campaigns.references import fetch_references
 from equiscreen.export.exporter import export_onnx
 from equiscreen.model.pretrained.load import import_weights
+from equiscreen.model.training.references import refit_references
 from equiscreen.pipeline import GraphStore, featurize, merge
 from equiscreen.pipeline.errors import EquiscreenError, OutputExistsError, StoreError
 from equiscreen.pipeline.generation.generate import generate
 from equiscreen.pipeline.store.writer import StoreRun
+from equiscreen.publishing import crate
 from equiscreen.screening import cascade, hull, relax, report, screen, select, to_parquet
 
 from ...conftest import write_extxyz
@@ -70,6 +72,32 @@ def test_an_input_is_never_replaced(
         with pytest.raises(EquiscreenError) as caught:
             attempt()
         assert "\n" not in str(caught.value), number
+        assert content(tmp_path) == before, number
+
+
+def test_what_another_verb_wrote_is_not_replaced(
+    store: Path, tmp_path: Path, exported: Callable[[str], Path], checkpoint: Path
+) -> None:
+    model, scores = exported("float64"), tmp_path / "s.zarr"
+    screen(store, model, scores, scheduler="threads")
+    featurize(tmp_path / "in.extxyz", tmp_path / "other.zarr", scheduler="threads")
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text("{}\n")
+    before = content(tmp_path)
+    attempts: list[Callable[[], object]] = [
+        lambda: screen(store, model, tmp_path / "other.zarr", overwrite=True, scheduler="threads"),
+        lambda: merge([store], scores, overwrite=True, scheduler="threads"),
+        lambda: report(scores, recipe, overwrite=True),
+        lambda: to_parquet(scores, recipe, overwrite=True),
+        lambda: generate([store], recipe, 3, overwrite=True),
+        lambda: crate(scores, recipe, overwrite=True),
+        lambda: export_onnx(checkpoint, recipe, overwrite=True),
+        lambda: import_weights(str(checkpoint), recipe, overwrite=True),
+        lambda: refit_references(checkpoint, store, recipe, overwrite=True),
+    ]
+    for number, attempt in enumerate(attempts):
+        with pytest.raises(OutputExistsError, match="so it is not overwritten; choose another"):
+            attempt()
         assert content(tmp_path) == before, number
 
 

@@ -214,6 +214,30 @@ def test_properties_count_as_relaxed_if_their_relaxation_ended(graphs: GraphStor
     assert "energy_above_hull" in hull(out, model_references=out, out=tmp_path / "second.zarr")
 
 
+def test_references_that_lack_elements_are_named_with_a_cure(graphs: GraphStore, tmp_path: Path) -> None:
+    """Nothing is written if no structure can be compared."""
+    out = properties(tmp_path / "p.zarr", graphs)
+    select(out, tmp_path / "al", "formula == 'Al'", by="energy_per_atom", formats="zarr")
+    only_al = tmp_path / "al" / "scores.zarr"
+    found = hull(out, model_references=only_al, temperature=300.0)
+    assert np.isnan(found["energy_above_model_hull"].values).tolist() == [False, True, True, True]
+    assert np.isfinite(found["energy_above_hull"].values).all()
+    for column in ("energy_above_model_hull", "free_energy_above_hull"):
+        warning = f"warning: 3 of 4 structures have no {column}: no reference for Cu in --model-references; "
+        (line,) = (line for line in summary(found, "h").splitlines() if line.startswith(warning))
+        assert line.endswith("with the model of the candidates, and add the result to --model-references") == (
+            column == "energy_above_model_hull"
+        )
+    select(out, tmp_path / "compounds", "n_atoms == 2", by="energy_per_atom", formats="zarr")
+    compounds = tmp_path / "compounds" / "scores.zarr"
+    lacking = r"scores\.zarr: no structure can be compared with --model-references, which lack Cu; relax crystals of"
+    with pytest.raises(ConfigError, match=lacking):
+        hull(compounds, model_references=only_al, out=tmp_path / "h.zarr")
+    with pytest.raises(ConfigError, match=r"compared with the references, which lack Cu; add these elements to --ref"):
+        hull(compounds, only_al, out=tmp_path / "h.zarr")
+    assert not [*tmp_path.glob("h.zarr*")]
+
+
 @pytest.mark.slow
 def test_the_command_line_takes_a_temperature(
     graphs: GraphStore, tmp_path: Path, command_line: Callable[..., subprocess.CompletedProcess[str]]

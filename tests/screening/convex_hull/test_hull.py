@@ -347,7 +347,9 @@ def test_rows_without_energy_and_missing_elements_are_told(crystals: Crystals, t
     assert np.isfinite(found["energy_above_hull"].values[codes == 0]).all()
     missing = found.attrs["hull"]["missing_references"]
     assert {"Li", "Ni", "Cl"} <= set(missing)
-    assert "no reference for" in summary(found, "h")
+    warning = f"warning: {(codes == 2).sum()} of {len(codes)} structures have no energy_above_hull: no reference for "
+    assert warning in summary(found, "h")
+    assert summary(found, "h").endswith("in the references; add these elements to --references")
     assert sum(found.attrs["hull"]["status_counts"].values()) == len(codes)
 
 

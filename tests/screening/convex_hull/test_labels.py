@@ -27,6 +27,7 @@ def test_labels_of_a_graph_store_get_the_distances_of_pymatgen(data: Path, tmp_p
     symbols = {"Li", "Fe", "O", "P", "S"}
     rows = [row for row in rows_of_mp(data) if set(re.findall(r"[A-Z][a-z]?", row["elements"])) <= symbols]
     entries = []
+    unstated = 0
     for place, row in enumerate(rows):
         structure = Structure.from_str(row["cif"], fmt="cif")
         amounts = structure.composition.get_el_amt_dict()
@@ -35,15 +36,18 @@ def test_labels_of_a_graph_store_get_the_distances_of_pymatgen(data: Path, tmp_p
         has_u = {"Fe", "O"} <= set(amounts)
         wrong = has_u and place % 3 == 0
         hubbards = {"Fe": 5.3} if has_u and not wrong else {}
-        run_type = "GGA+U" if hubbards else "GGA"
+        run_type = "GGA+U" if hubbards else "" if wrong and place % 2 else "GGA"
+        unstated += not run_type
         parameters = {"run_type": run_type, "is_hubbard": bool(hubbards), "hubbards": hubbards}
         entries.append(ComputedStructureEntry(structure, energy, parameters=parameters, entry_id=row["material_id"]))
-    (tmp_path / "entries.json").write_text(json.dumps([entry.as_dict() for entry in entries], default=str))
+    stated = [entry for entry in entries if entry.parameters["run_type"]]  # others would be taken for references
+    for name, some in (("entries.json", entries), ("references.json", stated)):
+        (tmp_path / name).write_text(json.dumps([entry.as_dict() for entry in some], default=str))
     labels = LabelMapping.load("pymatgen-entries")
     featurize(tmp_path / "entries.json", tmp_path / "g.zarr", labels=labels, scheduler="threads")
     with pytest.raises(ConfigError, match=r"g\.zarr: a graph store states no energy scheme.*--scheme"):
         hull(tmp_path / "g.zarr", tmp_path / "entries.json")
-    found = hull(tmp_path / "g.zarr", tmp_path / "entries.json", scheme="mp-uncorrected")
+    found = hull(tmp_path / "g.zarr", tmp_path / "references.json", scheme="mp-uncorrected")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         corrected = MaterialsProject2020Compatibility(check_potcar=False).process_entries(entries)
@@ -57,3 +61,8 @@ def test_labels_of_a_graph_store_get_the_distances_of_pymatgen(data: Path, tmp_p
         else:
             assert np.isnan(above)
     assert "model" not in summary(found, "h")
+    reasons = {"no run type": unstated, "run type GGA instead of GGA+U": len(entries) - len(by_id) - unstated}
+    assert min(reasons.values()) > 0
+    assert found.attrs["hull"]["uncorrectable"] == reasons
+    for reason, count in reasons.items():
+        assert f"{count} {reason}" in summary(found, "h")

@@ -204,6 +204,29 @@ def test_the_estimate_counts_cells(relaxed: Path, sevennet_model: Path) -> None:
     assert "3 structures, at most 99 cells" in str(found)
 
 
+def test_an_estimate_takes_the_options_of_the_run(relaxed: Path, sevennet_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="followed modes need phonons"):
+        estimate(relaxed, sevennet_model, ["eos"], follow_modes=True)
+    with pytest.raises(ConfigError, match="Born charges need phonons"):
+        estimate(relaxed, sevennet_model, ["eos"], born=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "what", "is_result"),
+    [("imaginary_modes", "phonons", True), ("imaginary_modes", "kappa", False), ("failed", "phonons", False)],
+)
+def test_a_run_without_results_is_told(status: str, what: str, *, is_result: bool) -> None:
+    """Phonons with imaginary modes are a result."""
+    attrs = {
+        "timing": {"seconds": 1.0, "evaluations": 2, "core_hours": 0.0},
+        "status_counts": dict.fromkeys(PROPERTY_STATUSES, 0) | {status: 1},
+        "properties_of": {"left_out": 0},
+        "settings": {"properties": {what: {}}},
+    }
+    told = compute.summary(xr.Dataset({"status": ("structure", [0])}, attrs=attrs), "p.zarr")
+    assert ("no structure is ok" not in told) == is_result
+
+
 # A property that tests what the protocol offers: several stages, tables, and a last step of its own.
 
 

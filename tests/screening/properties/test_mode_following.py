@@ -19,9 +19,10 @@ from equiscreen.pipeline import GraphBlock, GraphStore, Structure, featurize
 from equiscreen.pipeline.graphs.potential import ENERGY_OUTPUTS, Evaluation, OutputSpec
 from equiscreen.screening import compute_properties, relax, screen
 from equiscreen.screening.properties import compute, presets
+from equiscreen.screening.properties.estimates import estimate
 from equiscreen.screening.properties.evaluation import run_stages
 from equiscreen.screening.properties.lattice_dynamics.force_constants import displaced_supercells, set_force_constants
-from equiscreen.screening.properties.lattice_dynamics.mode_following import FOLLOWED_STATUSES, follow
+from equiscreen.screening.properties.lattice_dynamics.mode_following import AMPLITUDES, FOLLOWED_STATUSES, follow
 from equiscreen.screening.properties.lattice_dynamics.phonons import Phonons
 from equiscreen.screening.properties.lattice_dynamics.soft_modes import commensurate_supercell, softest_mode
 from equiscreen.screening.properties.lattice_dynamics.supercells import supercell_matrix
@@ -213,6 +214,13 @@ def test_the_new_structures_are_a_store_that_other_commands_read(
     small = replace(small, relaxation=replace(small.relaxation, max_steps=5))
     monkeypatch.setitem(presets.PRESETS, "default", small)
     model, out = exported("float64"), tmp_path / "p.zarr"
+    plain, followed = (
+        estimate(tmp_path / "g.zarr", model, ["phonons"], relax=False, follow_modes=follows)
+        for follows in (False, True)
+    )
+    assert followed.cells == plain.cells + len(crystals) * len(AMPLITUDES)
+    assert "with imaginary modes as frequent as in it" in str(followed)
+    assert "imaginary" not in str(plain)
     scores = compute_properties(
         tmp_path / "g.zarr", model, out, ["phonons"], relax=False, follow_modes=True, scheduler="threads"
     )
@@ -228,6 +236,7 @@ def test_the_new_structures_are_a_store_that_other_commands_read(
     assert store.column("structure_id", 0, len(store)).tolist() == [f"{name}-followed" for name in ids]
     assert np.allclose(store.column("energy_gain", 0, len(store)).astype(float), gains[rows], atol=1e-6)
     assert "imaginary modes followed: " in compute.summary(scores, out)
+    assert "no structure is ok" not in compute.summary(scores, out)
     again = screen(store.path, model, tmp_path / "s.zarr", scheduler="threads")
     parents = scores["energy_per_atom"].values[rows]
     assert np.allclose(parents - again["energy_per_atom"].values, gains[rows], atol=1e-6)

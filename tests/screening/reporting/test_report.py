@@ -282,6 +282,15 @@ def test_what_exists_stays(found: Path, page: Path) -> None:
     page.write_bytes(before)
 
 
+def test_only_a_report_is_replaced(found: Path, tmp_path: Path) -> None:
+    other = tmp_path / "recipe.json"
+    for content in ('{"schema": 1}', "<!DOCTYPE html><html>mine</html>"):
+        other.write_text(content)
+        with pytest.raises(OutputExistsError, match=r"recipe\.json already exists and is not a file that this command"):
+            report(found, other, overwrite=True)
+        assert other.read_text() == content
+
+
 def test_no_scores(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="nothing"):
         report(tmp_path / "nothing.zarr")

@@ -291,6 +291,11 @@ def test_energies_per_atom_rank_one_composition_only(
     scores = write_dataset(tmp_path / "s.zarr", graphs, few)
     with pytest.raises(ConfigError, match=r"not comparable between compositions.*equiscreen hull.*--by"):
         chosen(scores, tmp_path, top=3)
+    with pytest.raises(ConfigError, match=r"has no column to rank by: .* `--by`, for example energy_std, max_force$"):
+        chosen(scores, tmp_path, top=3)
+    bare = {name: values for name, values in few.items() if not name.startswith("energy")}
+    with pytest.raises(ConfigError, match="has no column to rank by: it has no energies; or choose one with `--by`"):
+        chosen(write_dataset(tmp_path / "bare.zarr", graphs, bare), tmp_path, top=3)
     assert chosen(scores, tmp_path, top=3, by="energy_per_atom").sizes["structure"] == 3
     formation = few | {"formation_energy_per_atom": -few["energy_per_atom"]}
     found = chosen(write_dataset(tmp_path / "f.zarr", graphs, formation), tmp_path, top=3)
