@@ -74,8 +74,8 @@ def input_changed(path: object) -> StoreError:
         path: Path or URL of the input.
     """
     return StoreError(
-        f"{path} has changed during this run; run the command again and, if that reports an unfinished run, discard "
-        "the unfinished run"
+        f"{path} has changed during this run; run the command again, with --overwrite if it then reports an "
+        "unfinished run"
     )
 
 
