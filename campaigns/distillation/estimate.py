@@ -39,15 +39,14 @@ class DistillEstimate:
     bytes_on_disk: float
 
     def __str__(self) -> str:
-        time_needed = (
-            "an unknown time, since the teacher does not cover all elements of any sampled crystal,"
+        labels = (
+            "an unknown time to label them, since the teacher covers no crystal of the sample"
             if math.isnan(self.seconds)
-            else f"about {self.seconds:,.0f} s on one core"
+            else f"about {self.seconds:,.0f} s on one core to label them"
         )
         return (
-            f"{self.crystals:,} crystals, at most {self.structures:,} structures: {time_needed} "
-            f"to label them, at most {self.bytes_on_disk / 1e6:,.1f} MB on disk (text columns not counted); the "
-            "training is not included"
+            f"{self.crystals:,} crystals, at most {self.structures:,} structures: {labels}, at most "
+            f"{self.bytes_on_disk / 1e6:,.1f} MB on disk (text columns not counted); the training is not included"
         )
 
 

@@ -303,7 +303,7 @@ def _lacking(found: xr.Dataset) -> str:
     attrs, size = found.attrs["hull"], found.sizes[STRUCTURE]
     free = attrs.get("free_energies") or {}
     return "".join(
-        f"\nwarning: {count:,} of {size:,} structures have no {column}: no reference for {_named(missing)} in "
+        f"\nwarning: {count:,} of {size:,} structures have no {column}: no reference for {_named(missing or ())} in "
         f"{references}; {cure}"
         for column, count, missing, (references, cure) in (
             (

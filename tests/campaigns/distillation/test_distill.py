@@ -272,7 +272,7 @@ def test_crystals_that_share_no_element_are_refused_before_the_training(made: Ma
     ase.io.write(tmp_path / "silver.extxyz", [bulk("Ag")], format="extxyz")
     found = estimate(tmp_path / "silver.extxyz", made.teacher, made.settings)
     assert np.isnan(found.seconds)
-    assert "an unknown time, since the teacher does not cover all elements of any sampled crystal" in str(found)
+    assert "an unknown time to label them, since the teacher covers no crystal of the sample" in str(found)
 
 
 def test_an_estimate_counts_the_structures(made: Made) -> None:
