@@ -197,7 +197,9 @@ class Hulls:
         return self._stable[system]
 
     def _remember(self, system: System, entries: _Entries, facets: _Facets) -> None:
-        """Keep the stable entries with all elements of a system, for the hulls of larger ones."""
+        """Keep the stable entries with all elements of a system, for the hulls of larger ones; no others are used."""
+        if system not in self:  # most systems of candidates have no entry of their own
+            return
         inside = np.zeros(len(entries.numbers), dtype=bool)
         inside[facets.corners] = True
         inside &= (entries.fractions > 0).all(axis=1)
