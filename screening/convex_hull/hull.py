@@ -137,7 +137,8 @@ def hull(
     Raises:
         ConfigError: An argument is out of range, `exclude_self` is set without references, the candidates are a graph
             store from a relaxation or one without a `scheme`, references follow a different energy scheme or cannot be
-            used or lack elements of every structure, free energies are missing, or an extra is not installed.
+            used, model references lack elements of every structure, free energies are missing, or an extra is not
+            installed.
         SourceError: A file of references cannot be read, or has no structures although `exclude_self` needs them.
         StoreError: The scores, their graph store or a dataset of references cannot be read, or have no energies.
         OutputExistsError: The output exists, or another run is writing it.
@@ -226,9 +227,7 @@ def hull(
         energies = read_energies(candidates, compositions, corrections, run.staging.work, run.bar)
         found = find_hull(energies, given, run.bar, lower_bound=not paths, exclude_self=exclude_self)
         model_hull = None if own is None else find_hull(energies, own, run.bar)
-        if model_hull is None:
-            _check_judged(scores, found, *_REFERENCES)
-        else:
+        if model_hull is not None:
             _check_judged(scores, model_hull, *_MODEL_REFERENCES)
         free = None
         if at_temperature is not None and temperature is not None:

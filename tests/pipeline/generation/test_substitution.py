@@ -273,12 +273,12 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_candidates(stops(), path, rows_per_group=10)
     assert not list(tmp_path.iterdir())
-    path.write_text("mine")
+    path.write_text("PAR1 mine")
     with pytest.raises(OutputExistsError, match="--overwrite"):
         write_candidates(first(SALT, 3), path)
     with pytest.raises(KeyboardInterrupt):
         write_candidates(stops(), path, rows_per_group=10, overwrite=True)
-    assert path.read_text() == "mine"
+    assert path.read_text() == "PAR1 mine"
     write_candidates(first(SALT, 3), path, overwrite=True)
     assert pq.read_table(path).num_rows == 3
     assert list(tmp_path.iterdir()) == [path]

@@ -36,7 +36,7 @@ def test_labels_of_a_graph_store_get_the_distances_of_pymatgen(data: Path, tmp_p
         has_u = {"Fe", "O"} <= set(amounts)
         wrong = has_u and place % 3 == 0
         hubbards = {"Fe": 5.3} if has_u and not wrong else {}
-        run_type = "GGA+U" if hubbards else "" if wrong and place % 2 else "GGA"
+        run_type = "GGA+U" if hubbards else "" if not has_u and place % 5 == 1 else "GGA"
         unstated += not run_type
         parameters = {"run_type": run_type, "is_hubbard": bool(hubbards), "hubbards": hubbards}
         entries.append(ComputedStructureEntry(structure, energy, parameters=parameters, entry_id=row["material_id"]))

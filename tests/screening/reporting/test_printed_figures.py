@@ -85,15 +85,15 @@ def test_the_same_data_give_the_same_bytes(charts: Path, scores: Path, tmp_path:
 
 
 def test_files_in_the_folder_stay_unless_they_are_to_be_replaced(scores: Path, tmp_path: Path) -> None:
-    (tmp_path / "parity.svg").write_text("mine")
+    (tmp_path / "parity.svg").write_text("<?xml mine")
     (tmp_path / "thesis.tex").touch()
     words = ["report", str(scores), "--out", str(tmp_path / "r.html"), "--figures", str(tmp_path)]
     refused = CliRunner().invoke(app, words)
     assert isinstance(refused.exception, OutputExistsError) or refused.exit_code
-    assert (tmp_path / "parity.svg").read_text() == "mine"
+    assert (tmp_path / "parity.svg").read_text() == "<?xml mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parity.svg", "thesis.tex"]
     assert CliRunner().invoke(app, [*words, "--overwrite"]).exit_code == 0
-    assert (tmp_path / "parity.svg").read_text() != "mine"
+    assert (tmp_path / "parity.svg").read_text() != "<?xml mine"
     assert (tmp_path / "thesis.tex").exists()
 
 
