@@ -87,8 +87,12 @@ def test_instruction_sets_are_mixed_only_on_request(
     settings = {"scheduler": cluster.scheduler_address}
     expected = screen(graphs, model, graphs.with_name("e.zarr"), scheduler="threads")
     assert expected.attrs["computed_on"] == [HERE]
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
     with worker(cluster), monkeypatch.context() as patch:
-        patch.setattr(StoreRun, "concatenate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(StoreRun, "concatenate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             screen(graphs, model, out, **settings)
     parts = sorted(graphs.parent.glob("s.zarr.partial/*/parts/*.json"))
@@ -100,12 +104,16 @@ def test_instruction_sets_are_mixed_only_on_request(
         assert str(told.value).startswith("worker tcp://127.0.0.1:")
         assert f" computes on cpu, x86_64 AVX, but the other parts of this run on {HERE}, and " in str(told.value)
         assert str(told.value).endswith("use workers of one kind, or --allow-mixed-devices")
+        with monkeypatch.context() as patch:
+            patch.setattr(StoreRun, "concatenate", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                screen(graphs, model, out, allow_mixed_devices=True, **settings)
+        with pytest.raises(DeviceError, match="earlier parts were computed on different devices"):
+            screen(graphs, model, out, **settings)
         found = screen(graphs, model, out, allow_mixed_devices=True, **settings)
         assert found.attrs["computed_on"] == sorted([HERE, "cpu, x86_64 AVX"])
         for name, bound in BOUNDS.items():
             assert float(np.abs(found[name] - expected[name]).max()) <= bound
-        with pytest.raises(DeviceError, match="earlier parts were computed on different devices"):
-            screen(graphs, model, out, append=True, **settings)
 
 
 @pytest.mark.usefixtures("small_parts")
