@@ -74,6 +74,7 @@ def own_elements(
             dispersion=dispersion,
             scheduler=run.scheduler,
             device=run.device,
+            allow_mixed_devices=run.allow_mixed_devices,
             overwrite=True,
             progress=run.progress,
         )

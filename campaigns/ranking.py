@@ -83,6 +83,7 @@ def rank(
     out: str | Path = "results",
     *,
     scheduler: str | None = None,
+    allow_mixed_devices: bool = False,
     overwrite: bool = False,
     progress: bool | None = None,
     note: Note = lambda text: None,  # noqa: ARG005
@@ -104,6 +105,8 @@ def rank(
         sources: Structure files in any supported format, or one graph store.
         out: Folder to write.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
+        allow_mixed_devices: Accept workers, and parts of earlier runs, with other kinds of devices or instruction sets;
+            results then differ by rounding (`export.runtime.model_workers`).
         overwrite: Delete the campaign in the folder and start again.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
         note: Called with a message about each step.
@@ -122,7 +125,15 @@ def rank(
         OutputExistsError: The folder holds a campaign with other settings, something else, or an input.
     """
     chosen = RankSettings.of(sources=path_names(sources), **settings)
-    return run(chosen, Path(out), scheduler=scheduler, overwrite=overwrite, progress=progress, note=note)
+    return run(
+        chosen,
+        Path(out),
+        scheduler=scheduler,
+        allow_mixed_devices=allow_mixed_devices,
+        overwrite=overwrite,
+        progress=progress,
+        note=note,
+    )
 
 
 @jobs_kept()
@@ -131,6 +142,7 @@ def run(
     out: Path,
     *,
     scheduler: str | None = None,
+    allow_mixed_devices: bool = False,
     overwrite: bool = False,
     progress: bool | None = None,
     note: Note,
@@ -141,9 +153,16 @@ def run(
     inputs = [*settings.sources, *(name for name in settings.references if not is_live(name)), str(model)]
     dispersion = Dispersion.of(settings.dispersion, {settings.model: potential.metadata})
     plan = {**_plan(settings, potential.sha256, out), "dispersion": recorded(dispersion)}
+    options = RunOptions(
+        scheduler=scheduler,
+        limit=settings.limit,
+        progress=progress,
+        device=settings.device,
+        allow_mixed_devices=allow_mixed_devices,
+    )
     with _FOLDER.opened(out, plan, inputs, overwrite=overwrite):
         settings.save(out / SETTINGS_FILE)
-        step = _Steps(settings, model, potential, out, scheduler, progress=progress, note=note)
+        step = _Steps(settings, model, potential, out, options, note)
         step.candidates()
         step.gather()  # first, so that unusable references are reported before hours of relaxation
         step.evaluate()
@@ -170,13 +189,11 @@ class _Steps:
         model: Path,
         potential: OnnxPotential,
         folder: Path,
-        scheduler: str | None,
-        *,
-        progress: bool | None,
+        options: RunOptions,
         note: Note,
     ) -> None:
         self.settings, self.model, self.folder, self.note = settings, model, folder, note
-        self.options = RunOptions(scheduler=scheduler, limit=settings.limit, progress=progress, device=settings.device)
+        self.options = options
         self.scores = folder / (RELAXED if settings.relax else SCORES)
         self.graphs = ""
         self.references, self.elemental = list(settings.references), list[Path]()
@@ -321,6 +338,7 @@ class _Steps:
         return {
             "dispersion": self.settings.dispersion,
             "device": self.options.device,
+            "allow_mixed_devices": self.options.allow_mixed_devices,
             "scheduler": self.options.scheduler,
             "progress": self.options.progress,
         }

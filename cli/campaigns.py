@@ -9,7 +9,18 @@ import typer
 
 from ..campaigns.distillation.settings import HoldOutBy
 from .models import MODEL_HELP, onnx_file
-from .options import Device, Dispersion, Estimate, Limit, Overwrite, References, Scheduler, Scheme, Within
+from .options import (
+    AllowMixedDevices,
+    Device,
+    Dispersion,
+    Estimate,
+    Limit,
+    Overwrite,
+    References,
+    Scheduler,
+    Scheme,
+    Within,
+)
 from .terminal.account import account, shows_progress, tell
 from .terminal.interruption import resumable
 
@@ -61,6 +72,7 @@ def rank(
     scheme: Scheme = None,
     limit: Limit = None,
     device: Device = "cpu",
+    allow_mixed_devices: AllowMixedDevices = False,
     scheduler: Scheduler = None,
     overwrite: Annotated[bool, typer.Option(help="Delete the campaign in --out and start again.")] = False,
     save_config: Annotated[
@@ -110,7 +122,15 @@ def rank(
         account(campaign_cost(settings, progress=shows_progress(), note=tell))
         return
     with resumable():
-        found = run(settings, out, scheduler=scheduler, overwrite=overwrite, progress=shows_progress(), note=tell)
+        found = run(
+            settings,
+            out,
+            scheduler=scheduler,
+            allow_mixed_devices=allow_mixed_devices,
+            overwrite=overwrite,
+            progress=shows_progress(),
+            note=tell,
+        )
     size = found.sizes["structure"]
     best = f"{size:,} best structures" if size > 1 else "best structure"
     best = f"{out}: the report is report.html; the folder best holds the {best}"
@@ -294,6 +314,7 @@ def distill(
         ),
     ] = False,
     device: Device = "cpu",
+    allow_mixed_devices: AllowMixedDevices = False,
     scheduler: Scheduler = None,
     overwrite: Annotated[bool, typer.Option(help="Delete the distillation in --out and start again.")] = False,
 ) -> None:
@@ -336,6 +357,7 @@ def distill(
             teacher,
             settings,
             device=device,
+            allow_mixed_devices=allow_mixed_devices,
             scheduler=scheduler,
             overwrite=overwrite,
             progress=shows_progress(),

@@ -47,9 +47,17 @@ Scheduler = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        help="Device on which to evaluate models: cpu, cuda, cuda:N, or auto (a GPU if there is one). With +cpu "
-        "appended, as in cuda+cpu, operations that have no GPU kernel run on the CPU; otherwise, a model with "
-        "such operations is rejected."
+        help="Device on which to evaluate models: cpu, cuda, cuda:N, or auto (a GPU if there is one). With cuda and "
+        "auto, every GPU of this machine gets a worker. With +cpu appended, as in cuda+cpu, operations that have no "
+        "GPU kernel run on the CPU; otherwise, a model with such operations is rejected."
+    ),
+]
+AllowMixedDevices = Annotated[
+    bool,
+    typer.Option(
+        "--allow-mixed-devices",
+        help="Accept workers, and parts of an interrupted run, with different kinds of devices or instruction sets, "
+        "such as AVX2 and AVX-512. Without this option, they are refused, since their results differ by rounding.",
     ),
 ]
 Dispersion = Annotated[

@@ -11,6 +11,7 @@ import typer
 from .models import MODEL_HELP, onnx_file
 from .options import (
     AllowExtrapolation,
+    AllowMixedDevices,
     Budget,
     CandidateSources,
     Device,
@@ -40,6 +41,7 @@ def screen(
     limit: Limit = None,
     estimate: Estimate = False,
     device: Device = "cpu",
+    allow_mixed_devices: AllowMixedDevices = False,
     max_edges: Annotated[
         int | None,
         typer.Option(
@@ -99,6 +101,7 @@ def screen(
             out,
             dispersion=dispersion,
             device=device,
+            allow_mixed_devices=allow_mixed_devices,
             max_edges=max_edges or MAX_SCORED_EDGES,
             min_distance=min_distance,
             allow_extrapolation=allow_extrapolation,
@@ -156,6 +159,7 @@ def relax(
     limit: Limit = None,
     estimate: Estimate = False,
     device: Device = "cpu",
+    allow_mixed_devices: AllowMixedDevices = False,
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
 ) -> None:
@@ -202,6 +206,7 @@ def relax(
             settings,
             dispersion=dispersion,
             device=device,
+            allow_mixed_devices=allow_mixed_devices,
             scheduler=scheduler,
             limit=limit,
             budget=budget,
@@ -266,6 +271,7 @@ def cascade(
     dispersion: Dispersion = "none",
     budget: Budget = None,
     device: Device = "cpu",
+    allow_mixed_devices: AllowMixedDevices = False,
     scheduler: Scheduler = None,
     overwrite: Annotated[bool, typer.Option(help="Delete the cascade in --out and start again.")] = False,
 ) -> None:
@@ -298,6 +304,7 @@ def cascade(
             scheme=scheme,
             dispersion=dispersion,
             device=device,
+            allow_mixed_devices=allow_mixed_devices,
             scheduler=scheduler,
             budget=budget,
             overwrite=overwrite,
@@ -373,6 +380,7 @@ def properties(
     limit: Limit = None,
     estimate: Estimate = False,
     device: Device = "cpu",
+    allow_mixed_devices: AllowMixedDevices = False,
     store: MovedStore = None,
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
@@ -428,6 +436,7 @@ def properties(
             store=store,
             dispersion=dispersion,
             device=device,
+            allow_mixed_devices=allow_mixed_devices,
             scheduler=scheduler,
             limit=limit,
             overwrite=overwrite,

@@ -26,6 +26,7 @@ from .cuda_placement import cpu_nodes
 from .ensemble_graph import join
 from .graph_builder import OPSET, OPSETS
 from .lowering import lower
+from .memory import table_memory
 from .probes import LIMITS, UNITS, Probes
 from .runtime.file_validation import with_checksum
 from .runtime.metadata import ModelMetadata
@@ -200,6 +201,7 @@ def lower_and_check(
     parity = check_agreement(networks, potential, probes)
     note("export: checking threads and symmetries")
     check_determinism(data, probes.blocks[-1])
+    memory = table_memory(data, probes.blocks[-1], metadata.cutoff, metadata.dtype)
     laws = check_laws(potential, network.config.heads, probes)
     metadata = replace(
         metadata,
@@ -208,6 +210,8 @@ def lower_and_check(
         limits={f"{name} {UNITS[name]}": LIMITS[name] * probes.scale for name in LIMITS if name in names},
         probes={"structures": len(probes.structures), "forces eV/angstrom": probes.force},
         probe_batch=probe_batch(network, potential, probes).to_json(),
+        bytes_per_slot=memory.bytes_per_slot,
+        elements_per_slot=memory.elements_per_slot,
     )
     onnx.helper.set_model_props(model, metadata.to_props())
     return model, metadata

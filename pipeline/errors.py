@@ -91,6 +91,10 @@ class ModelFileError(EquiscreenError):
     """A model is unknown, missing, damaged, not exported by equiscreen, or does not fit the store."""
 
 
+class TableSizeError(EquiscreenError, MemoryError):
+    """A neighbour table is too large for one evaluation; like a lack of memory, it can be cured by smaller batches."""
+
+
 class DeviceError(EquiscreenError):
     """The requested compute device is not available on this machine."""
 

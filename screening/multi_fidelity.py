@@ -119,6 +119,7 @@ def cascade(
     scheme: str | None = None,
     dispersion: str = NO_DISPERSION,
     device: str = "cpu",
+    allow_mixed_devices: bool = False,
     scheduler: str | None = None,
     budget: float | None = None,
     overwrite: bool = False,
@@ -158,6 +159,8 @@ def cascade(
         dispersion: Dispersion correction that is added to both models: ``none``, ``d3`` or ``d3-atm``. References must
             then be datasets that include the same correction.
         device: Device of the workers; see `export.runtime.providers`.
+        allow_mixed_devices: Accept workers, and parts of earlier runs, with other kinds of devices or instruction sets;
+            results then differ by rounding (`export.runtime.model_workers`).
         scheduler: See `pipeline.runs.cluster.connect`.
         budget: Hours after which the relaxation starts no more parts; None sets no limit.
         overwrite: Delete the cascade in the folder and start again.
@@ -207,6 +210,7 @@ def cascade(
     common: dict[str, Any] = {
         "dispersion": dispersion,
         "device": device,
+        "allow_mixed_devices": allow_mixed_devices,
         "scheduler": scheduler,
         "progress": progress,
     }

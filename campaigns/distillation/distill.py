@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...export.runtime.onnx_potential import OnnxPotential, check_cutoff, check_gradients
-from ...export.runtime.providers import CPU, device_kind, providers
+from ...export.runtime.providers import CPU, device_kind, local_gpus
 from ...pipeline.errors import ConfigError
 from ...pipeline.provenance import recorded_path
 from ...pipeline.runs.cluster import IN_PROCESS, jobs_kept
@@ -71,6 +71,7 @@ def distill(
     settings: DistillSettings | None = None,
     *,
     device: str = CPU,
+    allow_mixed_devices: bool = False,
     scheduler: str | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
@@ -100,6 +101,8 @@ def distill(
         teacher: Name of published weights, ONNX file, checkpoint or run folder; see `campaigns.model_file`.
         settings: Structures to label, and the student; None uses the defaults.
         device: Device on which the teacher labels structures; see `export.runtime.providers.providers`.
+        allow_mixed_devices: Accept workers, and parts of earlier runs, with other kinds of devices or instruction sets;
+            results then differ by rounding (`export.runtime.model_workers`).
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`. The student is trained in this process.
         overwrite: Delete the distillation in the folder and start again.
         progress: Show progress on standard error; by default, only on a terminal or in a notebook.
@@ -125,8 +128,8 @@ def distill(
     model = model_file(teacher, progress=shows_progress(progress), note=note)
     potential = OnnxPotential.load(model, threads=1)
     check_gradients(potential, model, "a distillation needs")
-    if scheduler in (None, IN_PROCESS):
-        providers(device)  # workers on other machines have other devices
+    # Workers on other machines have other devices.
+    gpus = local_gpus(device) if scheduler in (None, IN_PROCESS) else ()
     config = _config(chosen, potential)
     store = graph_store_of(named)
     graphs = None if store is None else GraphStore(store)
@@ -147,7 +150,13 @@ def distill(
         "equiscreen": version("equiscreen"),
     }
     inputs = [*([store] if store is not None else named), model, *([chosen.config] if chosen.config else [])]
-    options = RunOptions(scheduler=scheduler, progress=progress, device=device)
+    options = RunOptions(
+        scheduler=scheduler,
+        progress=progress,
+        device=device,
+        gpus=gpus,
+        allow_mixed_devices=allow_mixed_devices,
+    )
     with _FOLDER.opened(folder, plan, inputs, overwrite=overwrite):
         if (folder / REPORT).exists():
             return DistillReport.load(folder / REPORT)

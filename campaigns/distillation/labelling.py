@@ -82,7 +82,7 @@ def label_crystals(
         "teacher": potential.sha256,
         "variants": asdict(settings),
         "cutoff": cutoff,
-        "slots": options.slots,
+        "slots": options.chosen_slots,
         "device": device_kind(options.device),
         "parts": hashlib.sha256(repr((spans, list(groups))).encode()).hexdigest(),
         "equiscreen": version("equiscreen"),
@@ -90,12 +90,12 @@ def label_crystals(
     writer = StoreWriter("label", out, identity, options, inputs=[InputStore.of(graphs)], files=[teacher])
     if writer.resume_publication() is not None:
         return
-    from ...export.runtime.dask_plugin import ModelPlugin  # noqa: PLC0415 - imports distributed, 0.7 s
+    from ...export.runtime.model_workers import ModelWorkers  # noqa: PLC0415 - imports distributed, 0.7 s
     from .worker import LabelTask, label_part  # noqa: PLC0415 - imports distributed, 0.7 s
 
     most = 1 + settings.variants + settings.frames
     with writer.run(len(graphs) * most) as run:
-        run.client.register_plugin(ModelPlugin(teacher.resolve(), potential.sha256, options.slots, options.device))
+        workers = ModelWorkers.of(run, {potential.sha256: teacher})
         plausibility = Plausibility.of(potential)
         tasks = (
             LabelTask(
@@ -108,7 +108,7 @@ def label_crystals(
                 graphs.store_hash,
                 tuple(groups[start:stop]),
                 cutoff,
-                potential.sha256,
+                workers.names[0],
                 settings,
                 plausibility,
                 run.staging.parts,
@@ -116,7 +116,8 @@ def label_crystals(
             for number, (start, stop) in enumerate(spans)
             for begin, end in run.missing(number, stop - start)
         )
-        manifests = run.make_parts(label_part, tasks, FailurePolicy(LabelTask.split, LabelTask.skipped))
+        policy: FailurePolicy[LabelTask] = FailurePolicy(LabelTask.split, LabelTask.skipped)
+        manifests = run.make_parts(workers.bound(label_part), tasks, policy, workers.resource)
         run.bar.expect(run.bar.done)  # crystals may have fewer variants than expected
         digests, counts = assemble(run, manifests, (), labelled_arrays(), Dedup.EXACT)
         path = recorded_path(graphs.path, out)

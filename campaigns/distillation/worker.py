@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from distributed import get_worker
 from numpy.typing import NDArray
 
 from ...export.runtime.batching import evaluate_batches
-from ...export.runtime.dask_plugin import plugin_name
+from ...export.runtime.model_workers import loaded_model
+from ...export.runtime.onnx_potential import OnnxPotential
 from ...pipeline.errors import InvalidStructureError
 from ...pipeline.featurization.task import FAILURE_ARRAYS, id_digests, label_digests
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.graphs.offsets import ragged_rows
 from ...pipeline.graphs.potential import Potential
-from ...pipeline.runs.parts import DivisibleTask, PartManifest, write_part
+from ...pipeline.runs.parts import COMPUTED_ON, DivisibleTask, PartManifest, write_part
 from ...pipeline.store.row_sources import opened
 from ...pipeline.store.schema import ATOM, EDGE, STATUS_ISOLATED_ATOMS, STRUCTURE
 from ...pipeline.structures.structure import HASH_BYTES, Structure
@@ -47,7 +47,7 @@ class LabelTask(DivisibleTask):
         store_hash: Hash of the graph store when the run began.
         groups: For each crystal from `start` to `stop`, the index of the first crystal that is the same.
         cutoff: Cutoff of the graphs of the labelled structures, angstrom.
-        model_sha256: SHA-256 of the teacher's file, which identifies the worker plugin that holds its session.
+        model: Name of the worker plugin that holds the teacher.
         settings: How variants are made.
         plausibility: Bounds outside of which the teacher's results are meaningless.
         folder: Folder of the parts.
@@ -59,7 +59,7 @@ class LabelTask(DivisibleTask):
     store_hash: str
     groups: tuple[int, ...]
     cutoff: float
-    model_sha256: str
+    model: str
     settings: VariantSettings
     plausibility: Plausibility
     folder: Path
@@ -128,7 +128,7 @@ class Crystal:
 
 def label_part(task: LabelTask) -> PartManifest:
     """Label the crystals of one part: the body of a Dask task, on a worker with a `ModelPlugin`."""
-    potential = get_worker().plugins[plugin_name(task.model_sha256)].potential
+    potential = loaded_model(task.model)
     rows = _Rows(task.cutoff)
     crystals = _crystals(task)
     known = [bool(np.isin(one.structure.atomic_number, potential.elements).all()) for one in crystals]
@@ -162,7 +162,7 @@ def _crystals(task: LabelTask) -> list[Crystal]:
     ]
 
 
-def _write(task: LabelTask, rows: _Rows, potential: Potential) -> PartManifest:
+def _write(task: LabelTask, rows: _Rows, potential: OnnxPotential) -> PartManifest:
     """Label the structures and write the part; every crystal has a graph, as it has one in the source store."""
     block = GraphBlock.concatenate(rows.blocks)
     labels = label_block(block, potential, task.plausibility, skip=task.skip)
@@ -191,7 +191,7 @@ def _write(task: LabelTask, rows: _Rows, potential: Potential) -> PartManifest:
         ATOM: len(block.atomic_number),
         EDGE: len(block.neighbor),
     }
-    notes = {"reasons": dict(Counter(reason for *_, reason in rows.failures))}
+    notes = {"reasons": dict(Counter(reason for *_, reason in rows.failures)), COMPUTED_ON: potential.computes_on}
     return write_part(task.folder, task.key, arrays, counts, notes)
 
 

@@ -13,7 +13,7 @@ _INPUT_AND_OUTPUT, _RUN, _MESSAGES = "Input and output", "The run", "Messages"
 _GROUPS = {
     **dict.fromkeys(("out", "overwrite", "append", "store", "references", "output_format"), _INPUT_AND_OUTPUT),
     **dict.fromkeys(("file_format", "id_field", "structure_field", "save_labels", "title"), _INPUT_AND_OUTPUT),
-    **dict.fromkeys(("limit", "estimate", "budget", "device", "scheduler", "max_edges"), _RUN),
+    **dict.fromkeys(("limit", "estimate", "budget", "device", "allow_mixed_devices", "scheduler", "max_edges"), _RUN),
     **dict.fromkeys(("as_json", "quiet", "verbose", "help"), _MESSAGES),
 }
 _OF_ALL_VERBS = ("--json", "--quiet", "-q", "--verbose", "-v")

@@ -22,6 +22,7 @@ class ModelPlugin(WorkerPlugin):  # type: ignore[misc]
         sha256: SHA-256 of the file when the run began.
         slots: Number of neighbour slots per batch; see `OnnxPotential`.
         device: Device on which the model runs; see `export.runtime.providers.providers`.
+        resource: Resource without which a worker gets no tasks and loads no model; None loads it on all workers.
 
     Raises:
         ModelFileError: The file cannot be read, or has changed since the run began.
@@ -29,9 +30,11 @@ class ModelPlugin(WorkerPlugin):  # type: ignore[misc]
 
     idempotent = True
 
-    def __init__(self, model: Path, sha256: str, slots: int, device: str) -> None:
+    def __init__(self, model: Path, sha256: str, slots: int | None, device: str, resource: str | None = None) -> None:
         self.model, self.sha256, self.slots, self.device = model, sha256, slots, device
-        self.name = plugin_name(sha256)
+        self.resource = resource
+        # A worker may serve several runs, whose settings differ.
+        self.name = f"equiscreen-{sha256}-{slots}-{device}-{resource}"
         self.data = read_model(model)
         if hashlib.sha256(self.data).hexdigest() != sha256:
             raise ModelFileError(f"{model}: the file has changed since the run began; restore the file")
@@ -45,11 +48,8 @@ class ModelPlugin(WorkerPlugin):  # type: ignore[misc]
             DeviceError: The worker does not have this device.
         """
         data, self.data = self.data, b""
+        if self.resource is not None and self.resource not in worker.state.total_resources:
+            return
         self.potential = OnnxPotential(
             data, str(self.model), threads=worker.state.nthreads, slots=self.slots, device=self.device
         )
-
-
-def plugin_name(sha256: str) -> str:
-    """Return the name of the plugin that holds a model."""
-    return f"equiscreen-{sha256}"

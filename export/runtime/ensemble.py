@@ -43,7 +43,7 @@ class Ensemble:
         self.members, self.names = tuple(members), tuple(names)
         self._check()
         first = self.members[0]
-        self.slots, self.in_flight = first.slots, first.in_flight
+        self.slots, self.in_flight = min(member.slots for member in self.members), first.in_flight
         self.cutoff = max(member.cutoff for member in self.members)
         self.elements = tuple(sorted(set.intersection(*(set(member.elements) for member in self.members))))
         self.outputs = first.outputs if len(self.members) == 1 else self._outputs(first.outputs)

@@ -15,7 +15,15 @@ from ...pipeline.structures.elements import pair_numbers
 ONNX_SCHEMA = "equiscreen-onnx/1"
 _PREFIX = "equiscreen."
 # Fields that files from earlier versions lack.
-_ADDED = {"minimum_distances", "mirror_structures", "limits", "probes", "probe_batch"}
+_ADDED = {
+    "minimum_distances",
+    "mirror_structures",
+    "limits",
+    "probes",
+    "probe_batch",
+    "bytes_per_slot",
+    "elements_per_slot",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,10 @@ class ModelMetadata:
             largest force on an atom in the measurements of `laws` and `parity`.
         probe_batch: Structures, and what the model predicts for them on the CPU, to test it on a GPU; see
             `export.runtime.probe_batch`. None in files of earlier versions.
+        bytes_per_slot: Memory of an evaluation for each neighbour slot, bytes; see `export.memory`. 0 in files of
+            earlier versions.
+        elements_per_slot: Elements of the largest tensor of an evaluation for each neighbour slot. 0 in files of
+            earlier versions.
         origin: Origin of imported weights, of refitted reference energies and of distilled networks; see
             `model.checkpoint.ModelCard`.
         minimum_distances: Smallest distance of each pair of elements in the training data (angstrom), such as
@@ -77,6 +89,8 @@ class ModelMetadata:
     origin: Mapping[str, str] = field(default_factory=dict)
     minimum_distances: Mapping[str, float] | None = None
     probe_batch: Mapping[str, Any] | None = None
+    bytes_per_slot: float = 0
+    elements_per_slot: float = 0
     schema: str = ONNX_SCHEMA
 
     @property

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pipeline.errors import ModelFileError, detail
+from ...pipeline.errors import ModelFileError, TableSizeError, detail
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.graphs.neighbor_table import INPUT_NAMES
 from ...pipeline.graphs.potential import Evaluation, OutputSpec, evaluate_in_buckets
@@ -25,8 +25,14 @@ from .file_validation import check_model_bytes
 from .metadata import ModelMetadata
 from .placement import CUDA_PROVIDER, Placement, check_placement, finished_placement
 from .probe_batch import ProbeBatch
-from .providers import CPU, allows_cpu_nodes, check_providers, providers
+from .providers import CPU, allows_cpu_nodes, check_providers, gpu_memory, gpu_model, instruction_set, providers
 
+# Some kernels count the elements of a tensor with 32 bits.
+MOST_ELEMENTS = 2**31 - 1
+# Part of the memory of a GPU that the batches in flight may need by the measured bytes per slot; the weights, the code
+# of kernels and gaps between tensors need memory, too.
+_GPU_SHARE = 0.5
+_IN_FLIGHT_ON_GPU = 2
 # Entries of a model's origin that identify the teacher of a distilled network; see `LabellingModel.of_student`.
 TEACHER = ("distilled_from", "teacher_sha256", "energy_basis")
 
@@ -46,7 +52,8 @@ class OnnxPotential:
         data: Content of the ONNX file.
         name: Name of the file, for messages.
         threads: Number of threads used by ONNX Runtime (it ignores OMP_NUM_THREADS).
-        slots: Number of neighbour slots per batch.
+        slots: Number of neighbour slots per batch; None chooses it: `DEFAULT_SLOTS` on the CPU, as many as fit into the
+            memory on a GPU.
         device: Device on which the model runs; see `export.runtime.providers.providers`.
 
     Raises:
@@ -58,6 +65,8 @@ class OnnxPotential:
     Attributes:
         placement: Where the nodes run on a GPU; None on the CPU.
         gpu_differences: Largest differences of a GPU from the CPU by output, measured on the batch in the file.
+        computes_on: Kind of device and instruction set, on which the last bits of results depend, such as
+            "cpu, x86_64 AVX2".
     """
 
     def __init__(
@@ -66,7 +75,7 @@ class OnnxPotential:
         name: str = "model",
         *,
         threads: int = 1,
-        slots: int = DEFAULT_SLOTS,
+        slots: int | None = None,
         device: str = CPU,
     ) -> None:
         try:
@@ -99,15 +108,17 @@ class OnnxPotential:
                     "the model again with a lower `--opset`"
                 ) from error
             check_providers(self._session.get_providers(), chosen, device)
-            self._read(data, name, slots)
+            self._read(data, name)
+            self.slots = min(slots or self._automatic_slots(device), self.most_slots)
             if on_gpu:
                 self._check_device(name, device)
+        model = "cpu" if self.placement is None else f"cuda {gpu_model(device)}"
+        self.computes_on = f"{model}, {instruction_set()}"
 
-    def _read(self, data: bytes, name: str, slots: int) -> None:
+    def _read(self, data: bytes, name: str) -> None:
         """Read the metadata, and check the inputs and outputs of the graph."""
         self.metadata = ModelMetadata.from_props(self._session.get_modelmeta().custom_metadata_map, name)
         self.sha256 = hashlib.sha256(data).hexdigest()
-        self.slots = slots
         self._inputs = [item.name for item in self._session.get_inputs()]
         unknown = set(self._inputs) - set(INPUT_NAMES)
         made = {item.name for item in self._session.get_outputs()}
@@ -120,6 +131,16 @@ class OnnxPotential:
                 f"{name}: the ONNX graph has unknown inputs: {', '.join(sorted(unknown))}; export the model again with "
                 "this version"
             )
+
+    def _automatic_slots(self, device: str) -> int:
+        """Return the slots per batch on a device; on a GPU, a power of two, so that GPUs of one kind have the same."""
+        bytes_per_slot = self.metadata.bytes_per_slot
+        on_gpu = CUDA_PROVIDER in self._session.get_providers()
+        total = gpu_memory(device) if on_gpu and bytes_per_slot else 0
+        if not total:
+            return DEFAULT_SLOTS
+        fitting = int(_GPU_SHARE * total / _IN_FLIGHT_ON_GPU / bytes_per_slot)
+        return max(DEFAULT_SLOTS, 1 << (fitting.bit_length() - 1) if fitting else 0)
 
     def _check_device(self, name: str, device: str) -> None:
         """Check that the model runs on the GPU and gives the results that it has on the CPU; ends the profiling.
@@ -149,14 +170,14 @@ class OnnxPotential:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, threads: int | None = None, slots: int = DEFAULT_SLOTS, device: str = CPU
+        cls, path: str | Path, *, threads: int | None = None, slots: int | None = None, device: str = CPU
     ) -> OnnxPotential:
         """Load a model file.
 
         Args:
             path: Path of the ONNX file.
             threads: Number of threads used by ONNX Runtime; None uses all cores.
-            slots: Number of neighbour slots per batch.
+            slots: Number of neighbour slots per batch; None chooses it, as in the class.
             device: Device on which the model runs; see `export.runtime.providers.providers`.
 
         Raises:
@@ -194,7 +215,13 @@ class OnnxPotential:
     @property
     def in_flight(self) -> int:
         """Number of batches that `evaluate_batches` evaluates at a time: two on a GPU, one on the CPU."""
-        return 1 if self.placement is None else 2
+        return 1 if self.placement is None else _IN_FLIGHT_ON_GPU
+
+    @property
+    def most_slots(self) -> int:
+        """Largest number of neighbour slots of a table, so that no tensor has more than `MOST_ELEMENTS` elements."""
+        elements = self.metadata.elements_per_slot
+        return int(MOST_ELEMENTS / elements) if elements else MOST_ELEMENTS
 
     def evaluate(self, block: GraphBlock) -> Evaluation:
         """Evaluate all outputs for all structures of a block.
@@ -225,7 +252,16 @@ class OnnxPotential:
 
         Returns:
             Arrays of the outputs, by name.
+
+        Raises:
+            TableSizeError: A tensor would have more than `MOST_ELEMENTS` elements.
         """
+        size = arrays["neighbors"].size
+        if size > self.most_slots:
+            raise TableSizeError(
+                f"a neighbour table of {size:,} slots would need a tensor of more than 2^31 elements (this model can "
+                f"evaluate {self.most_slots:,} slots); use a smaller cell"
+            )
         names = [spec.name for spec in self.outputs]
         feed = {name: arrays[name] for name in self._inputs}
         return dict(zip(names, self._session.run(names, feed), strict=True))

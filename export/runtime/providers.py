@@ -1,12 +1,16 @@
-"""ONNX Runtime execution providers: the CPU, or a GPU with CUDA."""
+"""ONNX Runtime execution providers: the CPU, or a GPU with CUDA; and what results depend on besides the model."""
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from ...pipeline.errors import DeviceError
+from ...pipeline.runs.cluster import CPU_RESOURCE, GPU_RESOURCE
 from .placement import CPU_PROVIDER, CUDA_PROVIDER
 
 CPU = "cpu"
@@ -17,6 +21,17 @@ _CURE = (
     "install onnxruntime-gpu instead of onnxruntime (pip uninstall onnxruntime; pip install 'equiscreen[gpu]'), or "
     "choose cpu, or auto, which uses the CPU if there is no GPU"
 )
+
+# Instruction sets for which NumPy or ONNX Runtime has kernels of its own, the widest first, and NumPy's names for them:
+# since version 2.4, the levels of x86-64.
+_INSTRUCTION_SETS = {
+    "AVX-512": ("X86_V4", "AVX512F"),
+    "AVX2": ("X86_V3", "AVX2"),
+    "AVX": ("AVX",),
+    "SSE": ("SSE2",),
+    "SVE": ("SVE",),
+    "NEON": ("NEON",),
+}
 
 Provider = str | tuple[str, dict[str, Any]]
 
@@ -84,3 +99,87 @@ def allows_cpu_nodes(device: str) -> bool:
         device: As in `providers`.
     """
     return device.endswith(_WITH_CPU)
+
+
+def resource_of(device: str) -> str | None:
+    """Return the resource that workers declare if they are meant for a device; None for ``auto``, which any may serve.
+
+    Args:
+        device: As in `providers`.
+    """
+    return {CPU: CPU_RESOURCE, AUTO: None}.get(device_kind(device).removesuffix(_WITH_CPU), GPU_RESOURCE)
+
+
+def instruction_set() -> str:
+    """Return the architecture of this machine and its widest instruction set that NumPy uses, such as "x86_64 AVX2".
+
+    Kernels for other instruction sets add numbers up in another order and fuse other multiplications and additions, so
+    their results differ in the last bits. NumPy asks the processor, and leaves out what NPY_DISABLE_CPU_FEATURES names.
+    """
+    # Only NumPy's own report has it; the module has no types.
+    from numpy._core._multiarray_umath import (  # type: ignore[import-not-found]  # noqa: PLC0415
+        __cpu_features__,
+    )
+
+    for name, features in _INSTRUCTION_SETS.items():
+        if next((__cpu_features__[feature] for feature in features if feature in __cpu_features__), False):
+            return f"{platform.machine()} {name}"
+    return platform.machine()
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; if it is unset, all GPUs."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return tuple(name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1"))
+    return tuple(line.split(",")[0] for line in _query_gpus("index"))
+
+
+def gpu_model(device: str) -> str:
+    """Return the name and compute capability of a GPU, such as "NVIDIA H100 80GB HBM3 9.0"; "GPU" if unknown.
+
+    Args:
+        device: As in `providers`.
+    """
+    return _about_gpu(device, "name,compute_cap").replace(", ", " ") or "GPU"
+
+
+def gpu_memory(device: str) -> int:
+    """Return the memory of a GPU, bytes; 0 if unknown.
+
+    Args:
+        device: As in `providers`.
+    """
+    return int(_about_gpu(device, "memory.total").partition(" ")[0] or 0) << 20  # such as "81559 MiB"
+
+
+def _about_gpu(device: str, fields: str) -> str:
+    number, gpus = int(device.removesuffix(_WITH_CPU).partition(":")[2] or 0), visible_gpus()
+    return "".join(_query_gpus(fields, gpus[number])[:1]) if number < len(gpus) else ""
+
+
+def _query_gpus(fields: str, gpu: str | None = None) -> list[str]:
+    """Ask NVIDIA's driver about one GPU or all; return a line for each, or none if there is no driver."""
+    words = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", *([] if gpu is None else ["--id", gpu])]
+    try:
+        done = subprocess.run(  # noqa: S603 - the words are fixed, but for the name of a GPU
+            words, check=True, capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.splitlines()
+
+
+def local_gpus(device: str) -> tuple[str, ...]:
+    """Return the GPUs that get a worker each if a run starts its own workers on this machine.
+
+    They are all that ONNX Runtime can use for ``auto`` and ``cuda``; none for ``cuda:N``, which is one for all workers.
+
+    Args:
+        device: As in `providers`.
+
+    Raises:
+        DeviceError: As in `providers`.
+    """
+    every = device_kind(device).removesuffix(_WITH_CPU) in ("cuda", AUTO) and ":" not in device
+    return visible_gpus() if len(providers(device)) > 1 and every else ()

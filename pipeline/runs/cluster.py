@@ -14,7 +14,7 @@ import threading
 import time
 import types
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -47,6 +47,9 @@ SETTINGS = {
 }
 # Attempts to start the workers, and seconds that they may take together.
 STARTS, START_S = 3, 120
+# Resources that workers declare for tasks that need a kind of device: `dask worker --resources GPU=1`.
+GPU_RESOURCE, CPU_RESOURCE = "GPU", "CPU"
+_GPUS_SEEN = "CUDA_VISIBLE_DEVICES"
 _POLL_S = 0.05
 _SILENT = logging.CRITICAL + 1
 # Seconds to wait for an answer from a scheduler and from its dashboard.
@@ -90,7 +93,7 @@ def jobs_of(client: Any) -> BatchJobs | None:
 
 
 @contextmanager
-def connect(scheduler: str | None = None) -> Iterator[Any]:
+def connect(scheduler: str | None = None, gpus: Sequence[str] = ()) -> Iterator[Any]:
     """Open a Dask client.
 
     A cluster on this machine listens on the loopback interface only. Its workers do not import the calling script, so
@@ -101,6 +104,8 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
             (for debugging); ``slurm:FILE``, ``pbs:FILE``, ``lsf:FILE`` or ``sge:FILE`` submits jobs that run workers,
             with the settings in the cluster file (`pipeline.runs.batch.settings`); anything else is the address of a
             running cluster, such as ``tcp://host:8786``.
+        gpus: GPUs of this machine. If there are any and `scheduler` is None, one worker is started for each instead of
+            one per core; it sees only its GPU (CUDA_VISIBLE_DEVICES) and declares the resource GPU, as with dask-cuda.
 
     Yields:
         A `distributed.Client`.
@@ -111,7 +116,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
         ConfigError: The cluster file is missing or invalid.
     """
     import dask  # noqa: PLC0415 - see below
-    from distributed import Client, LocalCluster  # noqa: PLC0415 - takes 0.7 s, and reading a store does not need it
+    from distributed import Client  # noqa: PLC0415 - takes 0.7 s, and reading a store does not need it
 
     with ExitStack() as stack:
         batch = batch_system_of(scheduler)
@@ -126,7 +131,7 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
         stack.enter_context(dask.config.set(SETTINGS))
         try:
             with _interrupts_blocked():
-                started = LocalCluster(
+                started = _local_cluster_class(gpus)(
                     n_workers=0 if processes else 1,
                     threads_per_worker=1,
                     processes=processes,
@@ -147,8 +152,31 @@ def connect(scheduler: str | None = None) -> Iterator[Any]:
             ) from error
         if processes:
             stack.enter_context(_main_module_hidden())
-            _start_workers(client, os.cpu_count() or 1)
+            _start_workers(client, len(gpus) or os.cpu_count() or 1)
         yield client
+
+
+def _local_cluster_class(gpus: Sequence[str]) -> Any:
+    """Return Dask's class of clusters on this machine or, if there are GPUs, a subclass with one for each worker."""
+    from distributed import LocalCluster  # noqa: PLC0415 - see `connect`
+
+    if not gpus:
+        return LocalCluster
+
+    class GpuCluster(LocalCluster):  # type: ignore[misc]
+        """A cluster whose workers see one GPU each."""
+
+        def new_worker_spec(self) -> dict[Any, Any]:
+            """Describe the next worker, which gets the first GPU that no other worker has."""
+            taken = {spec["options"]["env"][_GPUS_SEEN] for spec in self.worker_spec.values()}
+            free = next(gpu for gpu in gpus if gpu not in taken)
+            one = {"env": {_GPUS_SEEN: free}, "resources": {GPU_RESOURCE: 1}}
+            return {
+                name: {**spec, "options": {**spec["options"], **one}}
+                for name, spec in super().new_worker_spec().items()
+            }
+
+    return GpuCluster
 
 
 @contextmanager
@@ -236,6 +264,22 @@ def dashboard(client: Any) -> str | None:
 def works_elsewhere(client: Any) -> bool:
     """Whether the workers may be on other machines: in a running cluster, or in jobs of a batch system."""
     return client.cluster is None or jobs_of(client) is not None
+
+
+def declares(client: Any, resource: str) -> bool:
+    """Whether some worker declares a resource, or the jobs in which workers will run do."""
+    jobs = jobs_of(client)
+    if jobs is not None and jobs.settings.gpus:
+        return resource == GPU_RESOURCE
+    return workers_with(client, resource) > 0
+
+
+def workers_with(client: Any, resource: str | None) -> int:
+    """Return the number of workers that declare a resource; the number of all workers if it is None."""
+    if resource is None:
+        return len(client.nthreads())
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return sum(resource in worker["resources"] for worker in workers)
 
 
 def restore_workers(client: Any) -> None:

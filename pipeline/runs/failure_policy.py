@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..errors import EquiscreenError
-from .cluster import check_reached, check_seen, jobs_of, restore_workers, this_worker
+from .cluster import check_reached, check_seen, jobs_of, restore_workers, this_worker, workers_with
 from .worker_versions import Versions, check_versions, versions
 
 Item = TypeVar("Item")
@@ -50,6 +50,7 @@ def run_tasks(
     failure_policy: FailurePolicy[Item] | None = None,
     note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
     shared: Sequence[str | Path] = (),
+    resource: str | None = None,
 ) -> Iterator[Result]:
     """Run `function` on every item, on the workers, a window of items at a time.
 
@@ -67,6 +68,7 @@ def run_tasks(
         failure_policy: How items are divided and skipped; without a policy, a dead worker is an error.
         note: Shows a line of text to the user.
         shared: Files and folders that every worker must see, and URLs of stores that it must reach.
+        resource: Resource that a worker must declare to get tasks; None lets all workers work.
 
     Raises:
         EquiscreenError: A task killed its workers and there is no policy, no workers are left, the scheduler is lost,
@@ -74,7 +76,7 @@ def run_tasks(
         Exception: An error raised by a task; the tasks in flight are cancelled.
     """
     on_worker = _OnCheckedWorker(function, tuple(map(str, shared)), versions())
-    run = _TasksInFlight(client, on_worker, iter(items), failure_policy, note)
+    run = _TasksInFlight(client, on_worker, iter(items), failure_policy, note, resource)
     try:
         run.fill()
         yield from run.finished(alone=False)
@@ -135,24 +137,26 @@ class _TasksInFlight(Generic[Item, Result]):
         waiting: Iterator[Item],
         failure_policy: FailurePolicy[Item] | None,
         note: Callable[[str], None],
+        resource: str | None,
     ) -> None:
         self.client, self.function, self.waiting, self.failure_policy = client, function, waiting, failure_policy
-        self.note = note
+        self.note, self.resource = note, resource
         self.items: dict[Any, Item] = {}
         self.suspects: list[Item] = []
-        self.workers = len(client.nthreads())
+        self.workers = workers_with(client, resource)
         self.jobs, self.had_workers, self.told = jobs_of(client), self.workers > 0, ""
         if self.jobs is not None:
             self.jobs.note_result()
 
     def submit(self, some: Iterable[Item]) -> None:
         for item in some:
-            future = self.client.submit(self.function, item, pure=False)
+            needed = None if self.resource is None else {self.resource: 1}
+            future = self.client.submit(self.function, item, pure=False, resources=needed)
             self.items[future] = item
 
     def fill(self) -> None:
         """Submit waiting items until every current worker has enough of them."""
-        wanted = TASKS_IN_FLIGHT * max(1, len(self.client.nthreads())) - len(self.items)
+        wanted = TASKS_IN_FLIGHT * max(1, workers_with(self.client, self.resource)) - len(self.items)
         self.submit(islice(self.waiting, max(0, wanted)))
 
     def finished(self, *, alone: bool) -> Iterator[Result]:
@@ -192,7 +196,7 @@ class _TasksInFlight(Generic[Item, Result]):
             try:
                 ended = wait(list(self.items), timeout=interval, return_when="FIRST_COMPLETED").done
             except TimeoutError:
-                without = 0 if self.client.nthreads() else without + interval
+                without = 0 if workers_with(self.client, self.resource) else without + interval
                 if self.jobs is not None:
                     self.jobs.check_progress()
                 if without:
@@ -215,7 +219,8 @@ class _TasksInFlight(Generic[Item, Result]):
         Raises:
             EquiscreenError: The run has waited too long, or jobs cannot start.
         """
-        lost = "no workers are left, and none has joined" if self.had_workers else "no worker has joined"
+        kind = "" if self.resource is None else f" with the resource {self.resource}"
+        lost = f"no workers{kind} are left, and none has joined" if self.had_workers else f"no worker{kind} has joined"
         if self.jobs is not None:
             waiting = f"waiting for workers: {self.jobs.waiting()}"
             if self.jobs.failure:
@@ -226,7 +231,7 @@ class _TasksInFlight(Generic[Item, Result]):
                     "raise its `wait`, and run the same command again"
                 )
         else:
-            waiting = f"waiting for workers: none are connected; the run ends after {limit} s without workers"
+            waiting = f"waiting for workers: none{kind} are connected; the run ends after {limit} s without workers"
             if without >= limit:
                 check = (
                     "" if self.had_workers else f"check that workers run and reach {self.client.scheduler.address}; "
@@ -244,7 +249,7 @@ class _TasksInFlight(Generic[Item, Result]):
         """
         with suppress(TimeoutError):
             self.client.wait_for_workers(max(1, self.workers), timeout=RESTART_S)
-        found = len(self.client.nthreads())
+        found = workers_with(self.client, self.resource)
         if found < self.workers:
             restore_workers(self.client)
         self.workers = found  # a lost worker is not waited for again

@@ -20,6 +20,8 @@ from .marks import read_mark, write_mark
 PartArray = NDArray[Any] | list[str]
 # Field of a task that holds the folder of its part.
 FOLDER = "folder"
+# Entry of the notes of a part: the kind of device and instruction set that it was computed on.
+COMPUTED_ON = "computed_on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +178,11 @@ def committed(folder: Path) -> list[PartManifest]:
             if hashlib.file_digest(file, "sha256").hexdigest() == manifest.sha256:
                 manifests.append(manifest)
     return sorted(manifests, key=lambda manifest: manifest.key)
+
+
+def computed_on(manifests: Iterable[PartManifest]) -> list[str]:
+    """Return the kinds of devices and instruction sets that parts were computed on, sorted."""
+    return sorted({kind for manifest in manifests if (kind := manifest.notes.get(COMPUTED_ON))})
 
 
 def read_part(folder: Path, key: PartKey, names: Iterable[str]) -> dict[str, PartArray]:

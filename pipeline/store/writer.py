@@ -178,12 +178,12 @@ class StoreWriter:
             client = None
             if on_workers:
                 with staging.discarded_if_new():
-                    client = stack.enter_context(connect(self.options.scheduler))
+                    client = stack.enter_context(connect(self.options.scheduler, self.options.gpus))
             bar = stack.enter_context(ProgressReport(self.verb, total, unit, enabled=self.options.progress))
             if client is not None and (link := dashboard(client)) is not None:
                 bar.note(f"Dask dashboard: {link}")
             files = [*known, *(InputFile.of(path) for path in read if path.is_file())]
-            yield StoreRun(staging, client, bar, tuple(self.inputs), tuple(files))
+            yield StoreRun(staging, client, bar, self.options, tuple(self.inputs), tuple(files))
 
 
 @dataclass
@@ -194,6 +194,7 @@ class StoreRun:
         staging: Working folders of the run.
         client: Dask client; None if everything is done in this process.
         bar: Progress report.
+        options: Options of the run.
         inputs: Stores that are read.
         files: Local files that are read.
         resumed: Parts that earlier runs have finished.
@@ -202,6 +203,7 @@ class StoreRun:
     staging: Staging
     client: Any
     bar: ProgressReport
+    options: RunOptions
     inputs: Sequence[InputStore] = ()
     files: Sequence[InputFile] = ()
     resumed: Sequence[PartManifest] = field(init=False)
@@ -237,6 +239,7 @@ class StoreRun:
         function: Callable[[Task], PartManifest],
         tasks: Iterable[Task],
         failure_policy: FailurePolicy[Task] | None = None,
+        resource: str | None = None,
         **folders: Path,
     ) -> list[PartManifest]:
         """Run tasks on the workers; each task writes one part.
@@ -245,6 +248,7 @@ class StoreRun:
             function: Makes one part.
             tasks: Tasks of the parts that are missing.
             failure_policy: What to do about tasks that kill their workers; see `run_tasks`.
+            resource: Resource that a worker must declare to get tasks; see `run_tasks`.
             folders: Further folders that a task writes to, by the name of the field that holds them; the field `folder`
                 holds the folder of the parts.
 
@@ -256,7 +260,8 @@ class StoreRun:
         """
         done = {manifest.key: manifest for manifest in self.resumed}
         self.bar.resume(sum(manifest.counts["read"] for manifest in self.resumed))
-        for manifest in self.run_tasks(function, tasks, failure_policy, {FOLDER: self.staging.parts, **folders}):
+        written = {FOLDER: self.staging.parts, **folders}
+        for manifest in self.run_tasks(function, tasks, failure_policy, written, resource):
             done[manifest.key] = manifest
             self.bar.advance(manifest.counts["read"])
         return whole_parts(done.values())
@@ -267,6 +272,7 @@ class StoreRun:
         tasks: Iterable[Task],
         failure_policy: FailurePolicy[Task] | None,
         folders: Mapping[str, Path],
+        resource: str | None = None,
     ) -> Iterator[PartManifest]:
         """Run tasks that write to working folders, and yield the manifests of their parts as they finish.
 
@@ -278,6 +284,7 @@ class StoreRun:
             tasks: The tasks.
             failure_policy: What to do about tasks that kill their workers; see `run_tasks`.
             folders: Folders that a task writes to, by the name of the field that holds them.
+            resource: Resource that a worker must declare to get tasks; see `run_tasks`.
 
         Raises:
             EquiscreenError: As for `run_tasks`.
@@ -287,10 +294,10 @@ class StoreRun:
             shared += [store.path for store in self.inputs if not isinstance(store.path, Path)]
         if not self.sends_parts:
             shared.append(self.staging.plan)
-            yield from run_tasks(self.client, function, tasks, failure_policy, self.bar.note, shared)
+            yield from run_tasks(self.client, function, tasks, failure_policy, self.bar.note, shared, resource)
             return
         send = partial(send_part, function, tuple(folders))
-        for part in run_tasks(self.client, send, tasks, failure_policy, self.bar.note, shared):
+        for part in run_tasks(self.client, send, tasks, failure_policy, self.bar.note, shared, resource):
             yield received_part(folders, part)
 
     def concatenate(

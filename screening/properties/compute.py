@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from ...export.runtime.dispersion import Dispersion, provenance_with, recorded, with_dispersion
 from ...export.runtime.onnx_potential import OnnxPotential, check_gradients, model_provenance
-from ...export.runtime.providers import CPU, device_kind, providers
+from ...export.runtime.providers import CPU, device_kind, local_gpus
 from ...pipeline.energy_schemes import NO_DISPERSION
 from ...pipeline.errors import ConfigError
 from ...pipeline.provenance import recorded_path
 from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.failure_policy import FailurePolicy
-from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
-from ...pipeline.runs.parts import FOLDER, PartManifest, committed
+from ...pipeline.runs.options import RunOptions
+from ...pipeline.runs.parts import COMPUTED_ON, FOLDER, PartManifest, committed, computed_on
 from ...pipeline.store.schema import STRUCTURE, ArraySpec
 from ...pipeline.store.writer import StoreRun, StoreWriter
 from ...pipeline.structures.structure import Structure
@@ -63,8 +63,9 @@ def compute_properties(
     follow_modes: bool = False,
     store: str | Path | None = None,
     dispersion: str = NO_DISPERSION,
-    slots: int = DEFAULT_SLOTS,
+    slots: int | None = None,
     device: str = CPU,
+    allow_mixed_devices: bool = False,
     scheduler: str | None = None,
     limit: int | None = None,
     overwrite: bool = False,
@@ -101,8 +102,10 @@ def compute_properties(
         store: Graph store of the source, if it was moved.
         dispersion: Dispersion correction that is added to the model: ``none``, ``d3`` or ``d3-atm``; see
             `export.runtime.dispersion`.
-        slots: Neighbour slots per batch.
+        slots: Neighbour slots per batch; None chooses them: 2,048 on the CPU, by memory on a GPU.
         device: Device that evaluates the model; see `export.runtime.providers.providers`.
+        allow_mixed_devices: Accept workers, and parts of earlier runs, with other kinds of devices or instruction sets;
+            results then differ by rounding (`export.runtime.model_workers`).
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Use only the first `limit` structures that meet the filter.
         overwrite: Replace existing outputs.
@@ -123,7 +126,15 @@ def compute_properties(
     """
     begin = time.monotonic()
     options = RunOptions(
-        scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress, device=device, slots=slots
+        scheduler=scheduler,
+        limit=limit,
+        overwrite=overwrite,
+        progress=progress,
+        device=device,
+        slots=slots,
+        # Workers on other machines have other devices.
+        gpus=local_gpus(device) if scheduler in (None, IN_PROCESS) else (),
+        allow_mixed_devices=allow_mixed_devices,
     )
     plan = _Plan(
         Candidates.of(source, where, limit, store),
@@ -137,8 +148,6 @@ def compute_properties(
         born=born,
         dispersion=dispersion,
     )
-    if scheduler in (None, IN_PROCESS):
-        providers(device)  # workers on other machines have other devices
     writer = StoreWriter(PROPERTIES, out, plan.identity, options, inputs=plan.candidates.inputs(), files=[model])
     if writer.resume_publication() is not None:
         return open_scores(out)
@@ -152,6 +161,7 @@ def compute_properties(
         parts = run.staging.parts if finished is manifests else _finished_folder(run)
         digests = run.concatenate(plan.specs, finished, parts=parts)
         attrs = plan.attrs(graphs_hash, followed_hash, manifests, finished, time.monotonic() - begin)
+        attrs[COMPUTED_ON] = computed_on(manifests)
         run.publish(digests, attrs, publish_others=lambda: plan.publish_graphs(run))
     return open_scores(out)
 
@@ -215,7 +225,7 @@ class _Plan:
             "model_sha256": self.potential.sha256,
             "dispersion": recorded(self.dispersion),
             "limit": options.limit,
-            "slots": options.slots,
+            "slots": options.chosen_slots,
             "device": device_kind(options.device),
             "settings": self.record,
             "parts": hashlib.sha256(repr(self.spans).encode()).hexdigest(),
@@ -255,12 +265,10 @@ class _Plan:
 
     def make_parts(self, run: StoreRun) -> list[PartManifest]:
         """Compute the properties of the parts that earlier runs did not finish."""
-        from ...export.runtime.dask_plugin import ModelPlugin  # noqa: PLC0415 - imports distributed, 0.7 s
+        from ...export.runtime.model_workers import ModelWorkers  # noqa: PLC0415 - imports distributed, 0.7 s
         from .worker import PropertyTask, property_part  # noqa: PLC0415 - imports distributed, 0.7 s
 
-        run.client.register_plugin(
-            ModelPlugin(Path(self.model).resolve(), self.potential.sha256, self.options.slots, self.options.device)
-        )
+        workers = ModelWorkers.of(run, {self.potential.sha256: self.model})
         graphs, place = self.relaxed_graphs.parts(run.staging), self.candidates.place()
         followed = self.followed_graphs.parts(run.staging) if self.follows_modes else None
         tasks = (
@@ -272,7 +280,7 @@ class _Plan:
                 place,
                 tuple(spec.name for spec in self.columns),
                 self.graph_columns,
-                self.potential.sha256,
+                workers.names[0],
                 self.dispersion,
                 self.protocol,
                 run.staging.parts,
@@ -285,7 +293,8 @@ class _Plan:
         )
         policy: FailurePolicy[PropertyTask] = FailurePolicy(PropertyTask.split, PropertyTask.skipped)
         further = {} if followed is None else {"followed": followed}
-        return run.make_parts(property_part, tasks, policy, graphs=graphs, **further)
+        bound = workers.bound(property_part)
+        return run.make_parts(bound, tasks, policy, workers.resource, graphs=graphs, **further)
 
     def write_followed(self, run: StoreRun, manifests: Sequence[PartManifest]) -> str | None:
         """Write the graph store of the structures that imaginary modes lead to.
@@ -368,7 +377,7 @@ class _Plan:
             finished: Manifests of the parts with the final results.
             seconds: Wall time of this run, seconds.
         """
-        options = {"slots": self.options.slots, "limit": self.options.limit, "device": self.options.device}
+        options = {"slots": self.options.chosen_slots, "limit": self.options.limit, "device": self.options.device}
         counts = np.sum([manifest.notes["status"] for manifest in finished], axis=0)
         source = self.candidates.graphs if self.candidates.scores is None else self.candidates.scores
         inherited = {} if self.candidates.scores is None else self.candidates.scores.attrs

@@ -141,7 +141,11 @@ def _batch_results(
     batch: Sequence[tuple[Key, Structure, GraphBlock]], potential: Potential
 ) -> Iterator[tuple[Key, CellResult | OutcomeError]]:
     found = evaluate_each(GraphBlock.concatenate([block for _, _, block in batch]), potential)
-    for (key, structure, _), (energy, forces, stress, _) in zip(batch, found, strict=True):
+    for (key, structure, _), result in zip(batch, found, strict=True):
+        if result is None:
+            yield key, OutcomeError(TOO_LARGE, "the structure does not fit into memory")
+            continue
+        energy, forces, stress, _ = result
         finite = np.isfinite(energy) and np.isfinite(forces).all()
         if finite and structure.pbc.all():
             finite = bool(np.isfinite(stress).all())

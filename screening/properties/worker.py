@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from distributed import get_worker
 from numpy.typing import NDArray
 
-from ...export.runtime.dask_plugin import plugin_name
 from ...export.runtime.dispersion import Dispersion, with_dispersion
-from ...pipeline.runs.parts import DivisibleTask, PartArray, PartManifest, write_part
+from ...export.runtime.model_workers import loaded_model
+from ...pipeline.runs.parts import COMPUTED_ON, DivisibleTask, PartArray, PartManifest, write_part
 from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE
 from ..dataset.scores import RELAXATION_STATUS
 from ..relaxation import batched
@@ -37,7 +36,7 @@ class PropertyTask(DivisibleTask):
         place: Stores of the structures.
         columns: Columns to copy from the source.
         graph_columns: Input columns to copy from the graph store.
-        model_sha256: SHA-256 of the model file, which identifies the worker plugin that holds its session.
+        model: Name of the worker plugin that holds the model.
         dispersion: Dispersion correction that is added to the model, if any.
         protocol: Properties to compute.
         folder: Folder of the parts of the dataset; the manifest in it is written last, and marks the part as complete.
@@ -51,7 +50,7 @@ class PropertyTask(DivisibleTask):
     place: RowsOnDisk
     columns: tuple[str, ...]
     graph_columns: tuple[str, ...]
-    model_sha256: str
+    model: str
     dispersion: Dispersion | None
     protocol: Protocol
     folder: Path
@@ -67,11 +66,11 @@ def property_part(task: PropertyTask) -> PartManifest:
     block = task.place.block(rows)
     given = [block.structure(row) for row in range(len(block))]
     properties = task.protocol.properties
+    network = loaded_model(task.model)
     if task.skip:
         killed = Relaxed(batched.TOO_LARGE, None, None, 0, reason=_KILLED)
         computed = [Computed.without_properties(killed, Outcome(TOO_LARGE, note=_KILLED), properties)]
     else:
-        network = get_worker().plugins[plugin_name(task.model_sha256)].potential
         potential = with_dispersion(network, task.dispersion)
         computed = compute_materials(given, potential, task.protocol, task.born[task.begin : task.end])
     relaxed = [one.relaxed for one in computed]
@@ -89,6 +88,7 @@ def property_part(task: PropertyTask) -> PartManifest:
         _write_followed(task, task.followed, rows, computed)
     notes = {
         "status": np.bincount(np.asarray(scores["status"]), minlength=len(PROPERTY_STATUSES)).tolist(),
+        COMPUTED_ON: network.computes_on,
         "evaluations": sum(
             one.relaxed.n_steps + sum(found.evaluations for found in one.outcomes.values()) for one in computed
         ),

@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...export.runtime.batching import evaluate_batches
 from ...pipeline.errors import ConfigError, InvalidStructureError
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.graphs.neighbor_list import MAX_EDGES, NeighborList, neighbor_list
@@ -55,6 +56,7 @@ WITHOUT_GROUP = "no space group was preserved, since the structure is not period
 _AXES = "abc"
 
 Key = TypeVar("Key")
+Result = tuple[float, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,30 +244,49 @@ def relax_structures(
         batch, in_flight = in_flight, []
         for (key, one), result in zip(batch, results, strict=True):
             try:
-                one.advance(*result)
+                if result is None:
+                    one.reject()
+                else:
+                    one.advance(*result)
             except _Ended as ended:
                 yield key, ended.result
             else:
                 in_flight.append((key, one))
 
 
-def evaluate_each(block: GraphBlock, potential: Potential) -> Iterator[tuple[float, Any, Any, Any]]:
-    """Yield energy (eV), forces (eV/angstrom), stress (eV/angstrom^3) and virial (eV) of each structure of a block.
+def evaluate_each(block: GraphBlock, potential: Potential) -> list[Result | None]:
+    """Evaluate the structures of a block in batches; see `evaluate_batches`.
 
     Energies and stresses of a batch come from matrix products, in which one NaN spreads to all structures: a structure
     without finite results is evaluated again on its own.
+
+    Returns:
+        Energy (eV), forces (eV/angstrom), stress (eV/angstrom^3) and virial (eV) of each structure; None if the
+        structure does not fit into memory.
     """
-    found = potential.evaluate(block)
-    crystals = np.asarray(block.pbc.all(axis=1))
-    for row, (begin, count) in enumerate(zip(block.atom_start.tolist(), block.n_atoms.tolist(), strict=True)):
-        part: Evaluation = found
-        place, atoms = row, slice(begin, begin + count)
-        values = (found.energy[row], found.forces[atoms], found.stress[row] if crystals[row] else 0.0)
-        if not all(np.isfinite(value).all() for value in values):
-            part, place, atoms = potential.evaluate(block.take([row])), 0, slice(0, count)
-        stress = part.stress[place]
-        virial = stress * block.volume[row] if part.virial is None else part.virial[place]
-        yield float(part.energy[place]), part.forces[atoms], stress, virial
+    results: list[Result | None] = [None] * len(block)
+    for rows, found in evaluate_batches(block, np.arange(len(block)), potential):
+        if found is None:
+            continue
+        ends = np.cumsum(block.n_atoms[rows]).tolist()
+        for place, (row, begin, end) in enumerate(zip(rows.tolist(), [0, *ends], ends, strict=False)):
+            one = _result(block, row, found, place, slice(begin, end))
+            if one is None:
+                one = _result(block, row, potential.evaluate(block.take([row])), 0, slice(0, end - begin), finite=False)
+            results[row] = one
+    return results
+
+
+def _result(
+    block: GraphBlock, row: int, found: Evaluation, place: int, atoms: slice, *, finite: bool = True
+) -> Result | None:
+    """Return the result of one structure of an evaluation; with `finite`, None if it is not finite."""
+    stress = found.stress[place]
+    values = (found.energy[place], found.forces[atoms], stress if block.pbc[row].all() else 0.0)
+    if finite and not all(np.isfinite(value).all() for value in values):
+        return None
+    virial = stress * block.volume[row] if found.virial is None else found.virial[place]
+    return float(found.energy[place]), found.forces[atoms], stress, virial
 
 
 class _Ended(Exception):  # noqa: N818 - not an error: the end of a relaxation
@@ -465,6 +486,14 @@ class _Relaxation:
             self._step(frame)
         if not self.graph.holds(self.cell, self.frac, self.potential.cutoff, self.settings.skin):
             self._find_neighbors(EXPLODED)
+
+    def reject(self) -> None:
+        """End the relaxation of a structure that does not fit into memory.
+
+        Raises:
+            _Ended: Always.
+        """
+        raise self._failed(TOO_LARGE, "the structure does not fit into memory")
 
     def _here(self) -> Structure:
         """Return the structure of the current geometry, with atoms wrapped into the cell."""

@@ -19,15 +19,15 @@ import xarray as xr
 
 from ...export.runtime.dispersion import Dispersion, provenance_with, recorded, with_dispersion
 from ...export.runtime.onnx_potential import OnnxPotential, check_cutoff, check_gradients, model_provenance
-from ...export.runtime.providers import CPU, device_kind, providers
+from ...export.runtime.providers import CPU, device_kind, local_gpus
 from ...pipeline.energy_schemes import NO_DISPERSION
 from ...pipeline.errors import EquiscreenError, OutputExistsError
 from ...pipeline.provenance import recorded_path
 from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.failure_policy import FailurePolicy
-from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
-from ...pipeline.runs.parts import PartManifest
+from ...pipeline.runs.options import RunOptions
+from ...pipeline.runs.parts import COMPUTED_ON, PartManifest, computed_on
 from ...pipeline.runs.staging import Staging
 from ...pipeline.runs.target import Target
 from ...pipeline.store.graph_store import GraphStore
@@ -60,8 +60,9 @@ def relax(
     settings: RelaxSettings | None = None,
     *,
     dispersion: str = NO_DISPERSION,
-    slots: int = DEFAULT_SLOTS,
+    slots: int | None = None,
     device: str = CPU,
+    allow_mixed_devices: bool = False,
     scheduler: str | None = None,
     limit: int | None = None,
     budget: float | None = None,
@@ -91,8 +92,10 @@ def relax(
         settings: Settings of the relaxation; None uses the defaults.
         dispersion: Dispersion correction that is added to the model: ``none``, ``d3`` or ``d3-atm``; see
             `export.runtime.dispersion`.
-        slots: Neighbour slots per batch.
+        slots: Neighbour slots per batch; None chooses them: 2,048 on the CPU, by memory on a GPU.
         device: Device on which the model runs; see `export.runtime.providers.providers`.
+        allow_mixed_devices: Accept workers, and parts of earlier runs, with other kinds of devices or instruction sets;
+            results then differ by rounding (`export.runtime.model_workers`).
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Relax only the first `limit` structures.
         budget: Hours after which no more parts are started; None sets no limit.
@@ -113,11 +116,17 @@ def relax(
     """
     begin = time.monotonic()
     options = RunOptions(
-        scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress, device=device, slots=slots
+        scheduler=scheduler,
+        limit=limit,
+        overwrite=overwrite,
+        progress=progress,
+        device=device,
+        slots=slots,
+        # Workers on other machines have other devices.
+        gpus=local_gpus(device) if scheduler in (None, IN_PROCESS) else (),
+        allow_mixed_devices=allow_mixed_devices,
     )
     plan = _RelaxPlan(GraphStore(store), model, out, settings or RelaxSettings(), options, dispersion)
-    if scheduler in (None, IN_PROCESS):
-        providers(device)  # workers on other machines have other devices
     inputs = [InputStore.of(plan.graphs)]
     writer = StoreWriter("relax", out, plan.identity, options, inputs=inputs, files=[model])
     if writer.resume_publication() is not None:
@@ -138,7 +147,8 @@ def relax(
             plan.relaxed_graphs.publish(run.staging)
             plan.publish_trajectories(run.staging, manifests)
 
-        run.publish(digests, plan.attrs(graphs_hash, statuses, remarks, timing), publish_others=publish_others)
+        attrs = plan.attrs(graphs_hash, statuses, remarks, timing)
+        run.publish(digests, {**attrs, COMPUTED_ON: computed_on(manifests)}, publish_others=publish_others)
     return open_scores(out)
 
 
@@ -184,7 +194,7 @@ class _RelaxPlan:
             "model_sha256": self.potential.sha256,
             "dispersion": recorded(self.dispersion),
             "limit": options.limit,
-            "slots": options.slots,
+            "slots": options.chosen_slots,
             "device": device_kind(options.device),
             "settings": asdict(settings),
             "parts": hashlib.sha256(repr(self.spans).encode()).hexdigest(),
@@ -219,12 +229,10 @@ class _RelaxPlan:
             run: The run in progress.
             deadline: Reading of the monotonic clock after which no more parts are started, seconds; None sets no limit.
         """
-        from ...export.runtime.dask_plugin import ModelPlugin  # noqa: PLC0415 - imports distributed, 0.7 s
+        from ...export.runtime.model_workers import ModelWorkers  # noqa: PLC0415 - imports distributed, 0.7 s
         from .worker import RelaxTask, relax_part  # noqa: PLC0415 - imports distributed, 0.7 s
 
-        run.client.register_plugin(
-            ModelPlugin(Path(self.model).resolve(), self.potential.sha256, self.options.slots, self.options.device)
-        )
+        workers = ModelWorkers.of(run, {self.potential.sha256: self.model})
         graphs, trajectories = self.relaxed_graphs.parts(run.staging), run.staging.work / TRAJECTORIES
         trajectories.mkdir(exist_ok=True)
         plausibility = Plausibility.of(with_dispersion(self.potential, self.dispersion))
@@ -238,7 +246,7 @@ class _RelaxPlan:
                 absolute(self.graphs.path),
                 self.graphs.store_hash,
                 self.columns,
-                self.potential.sha256,
+                workers.names[0],
                 self.dispersion,
                 self.settings,
                 plausibility,
@@ -251,7 +259,14 @@ class _RelaxPlan:
         )
         # Retry a task alone before it is divided, since the trajectories of a divided task have other file names.
         policy: FailurePolicy[RelaxTask] = FailurePolicy(RelaxTask.split, RelaxTask.skipped, retry_alone=True)
-        return run.make_parts(relax_part, _until(deadline, tasks), policy, graphs=graphs, trajectories=trajectories)
+        return run.make_parts(
+            workers.bound(relax_part),
+            _until(deadline, tasks),
+            policy,
+            workers.resource,
+            graphs=graphs,
+            trajectories=trajectories,
+        )
 
     def check_all_done(self, manifests: Sequence[PartManifest], budget: float | None) -> None:
         """Check that all structures were relaxed before the budget was spent.
@@ -297,7 +312,7 @@ class _RelaxPlan:
             remarks: Number of structures with each remark on settings that had no effect.
             timing: Cost of the relaxation.
         """
-        options = {"slots": self.options.slots, "limit": self.options.limit, "device": self.options.device}
+        options = {"slots": self.options.chosen_slots, "limit": self.options.limit, "device": self.options.device}
         return {
             "coordinates": " ".join((*COORDINATES, *self.columns)),
             "schema": SCORES_SCHEMA,

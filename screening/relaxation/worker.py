@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from distributed import get_worker
 
-from ...export.runtime.dask_plugin import plugin_name
 from ...export.runtime.dispersion import Dispersion, with_dispersion
+from ...export.runtime.model_workers import loaded_model
 from ...pipeline.atomic import write_text_atomically
 from ...pipeline.plain_text import extxyz_text
-from ...pipeline.runs.parts import DivisibleTask, PartManifest, write_part
+from ...pipeline.runs.parts import COMPUTED_ON, DivisibleTask, PartManifest, write_part
 from ...pipeline.store.row_sources import opened
 from ...pipeline.store.schema import ATOM, EDGE, STRUCTURE
 from ..dataset.scores import CARRIED
@@ -35,7 +34,7 @@ class RelaxTask(DivisibleTask):
         store: Path or URL of the graph store.
         store_hash: Hash of the graph store when the run began.
         columns: Input columns to copy from the graph store.
-        model_sha256: SHA-256 of the model file, which identifies the worker plugin that holds its session.
+        model: Name of the worker plugin that holds the model.
         dispersion: Dispersion correction that is added to the model, if any.
         settings: Settings of the relaxation.
         plausibility: Bounds outside of which a result is meaningless.
@@ -50,7 +49,7 @@ class RelaxTask(DivisibleTask):
     store: Path | str
     store_hash: str
     columns: tuple[str, ...]
-    model_sha256: str
+    model: str
     dispersion: Dispersion | None
     settings: RelaxSettings
     plausibility: Plausibility
@@ -66,10 +65,10 @@ def relax_part(task: RelaxTask) -> PartManifest:
     first, last = task.start + task.begin, task.start + task.end
     block = store.block(first, last, labels=False)
     given = [block.structure(row) for row in range(len(block))]
+    network = loaded_model(task.model)
     if task.skip:
         found = [Relaxed(TOO_LARGE, None, None, 0, reason="the worker process died (out of memory, or a crash)")]
     else:
-        network = get_worker().plugins[plugin_name(task.model_sha256)].potential
         potential = with_dispersion(network, task.dispersion)
         rows = range(first, last)
         pairs = zip(rows, given, strict=True)
@@ -88,6 +87,7 @@ def relax_part(task: RelaxTask) -> PartManifest:
     notes: dict[str, Any] = {
         "status": np.bincount(scores["status"], minlength=len(RELAX_STATUSES)).tolist(),
         "remarks": dict(Counter(remark for one in found for remark in one.remarks)),
+        COMPUTED_ON: network.computes_on,
         "steps": int(scores["n_steps"].sum()),
         "cpu_seconds": time.process_time() - began,
     }

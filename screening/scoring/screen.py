@@ -8,7 +8,7 @@ import resource
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from ...export.runtime.dispersion import Dispersion, provenance_with, recorded, with_dispersion
 from ...export.runtime.ensemble import Ensemble, Models, paths_of
 from ...export.runtime.onnx_potential import check_cutoff
-from ...export.runtime.providers import CPU, device_kind, providers
+from ...export.runtime.providers import CPU, device_kind, local_gpus
 from ...pipeline.energy_schemes import NO_DISPERSION
 from ...pipeline.errors import ConfigError, StoreError
 from ...pipeline.provenance import recorded_path, unrecorded_folders, without_folder
 from ...pipeline.redaction import redact_urls
 from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.failure_policy import FailurePolicy
-from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
-from ...pipeline.runs.parts import PartManifest
+from ...pipeline.runs.options import RunOptions
+from ...pipeline.runs.parts import COMPUTED_ON, PartManifest, computed_on
 from ...pipeline.store.graph_store import GraphStore, check_unchanged, location
 from ...pipeline.store.row_sources import absolute
 from ...pipeline.store.schema import STRUCTURE, TEXT, ArraySpec
@@ -54,12 +54,13 @@ def screen(
     model: Models,
     out: str | Path,
     *,
-    slots: int = DEFAULT_SLOTS,
+    slots: int | None = None,
     max_edges: int = MAX_SCORED_EDGES,
     min_distance: float | None = None,
     allow_extrapolation: bool = False,
     dispersion: str = NO_DISPERSION,
     device: str = CPU,
+    allow_mixed_devices: bool = False,
     scheduler: str | None = None,
     limit: int | None = None,
     append: bool = False,
@@ -84,7 +85,7 @@ def screen(
         model: ONNX file made by `export_onnx`; or several with the same energy scheme, which give the mean and standard
             deviation of every output, and the energy of every model (`energy_members`).
         out: Scores dataset to write: a path, or a URL, in which case the run works in the current folder.
-        slots: Neighbour slots per batch.
+        slots: Neighbour slots per batch; None chooses them: 2,048 on the CPU, by memory on a GPU.
         max_edges: Structures with more edges than this in the store are too large.
         min_distance: Shortest interatomic distance, angstrom; structures with closer atoms have scores and the status
             ``extrapolating``. None applies only the bounds of `screening.plausibility`.
@@ -93,6 +94,8 @@ def screen(
         dispersion: Dispersion correction that is added to the model: ``none``, ``d3`` or ``d3-atm``; see
             `export.runtime.dispersion`.
         device: Device on which the model runs; see `export.runtime.providers.providers`.
+        allow_mixed_devices: Accept workers, and parts of earlier runs, with other kinds of devices or instruction sets;
+            results then differ by rounding (`export.runtime.model_workers`).
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Score only the first `limit` structures.
         append: Keep the rows of `out`, and score only the structures that were appended to the store since then
@@ -114,7 +117,13 @@ def screen(
         OutputExistsError: The output exists, or another run is writing it.
     """
     options = RunOptions(
-        scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress, device=device, slots=slots
+        scheduler=scheduler,
+        limit=limit,
+        overwrite=overwrite,
+        progress=progress,
+        device=device,
+        slots=slots,
+        allow_mixed_devices=allow_mixed_devices,
     )
     return screen_store(
         GraphStore(store),
@@ -144,8 +153,8 @@ def screen_store(
     plan = _ScreenPlan(graphs, models, limits, options, dispersion=dispersion, append=append)
     if append and options.overwrite:
         raise ConfigError("--append extends the existing scores and --overwrite replaces them; use only one of them")
-    if options.scheduler in (None, IN_PROCESS):
-        providers(options.device)  # workers on other machines have other devices
+    if options.scheduler in (None, IN_PROCESS):  # workers on other machines have other devices
+        options = replace(options, gpus=local_gpus(options.device))
     writer = StoreWriter(
         "screen", out, plan.identity, options, inputs=[InputStore.of(graphs)], files=plan.models, extend=append
     )
@@ -170,7 +179,8 @@ def screen_store(
         timing = plan.timing(manifests, plan.size - plan.taken - earlier, time.monotonic() - begin)
         recorded = {} if command is None else {"command": command}
         plan.check_base_unchanged()
-        run.publish(digests, {**plan.attrs(out), **recorded, "status_counts": statuses, "timing": timing})
+        found = {"status_counts": statuses, COMPUTED_ON: plan.computed_on(manifests), "timing": timing}
+        run.publish(digests, {**plan.attrs(out), **recorded, **found})
     return open_scores(out)
 
 
@@ -209,7 +219,7 @@ class _ScreenPlan:
         self.base: xr.Dataset | None = None
         self.base_path: Path | str = ""
         self.settings = {
-            "slots": options.slots,
+            "slots": options.chosen_slots,
             "limit": options.limit,
             "device": options.device,
             **asdict(limits),
@@ -294,23 +304,21 @@ class _ScreenPlan:
 
     def make_parts(self, run: StoreRun) -> list[PartManifest]:
         """Copy the rows that are kept and score the others, except for parts that earlier runs finished."""
-        from ...export.runtime.dask_plugin import ModelPlugin  # noqa: PLC0415 - imports distributed, 0.7 s
+        from ...export.runtime.model_workers import ModelWorkers  # noqa: PLC0415 - imports distributed, 0.7 s
         from .worker import screen_part  # noqa: PLC0415 - imports distributed, 0.7 s
 
-        for path, member in zip(self.models, self.ensemble.members, strict=True):
-            run.client.register_plugin(
-                ModelPlugin(Path(path).resolve(), member.sha256, self.options.slots, self.options.device)
-            )
+        models = {member.sha256: path for path, member in zip(self.models, self.ensemble.members, strict=True)}
+        earlier = () if self.base is None else self.base.attrs.get(COMPUTED_ON, ())
+        workers = ModelWorkers.of(run, models, earlier)
         policy: FailurePolicy[CopyTask | ScreenTask] = FailurePolicy(
             lambda task: task.split(), lambda task: task.skipped()
         )
-        return run.make_parts(screen_part, self._tasks(run), policy)
+        return run.make_parts(workers.bound(screen_part), self._tasks(run, workers.names), policy, workers.resource)
 
-    def _tasks(self, run: StoreRun) -> Iterator[CopyTask | ScreenTask]:
+    def _tasks(self, run: StoreRun, models: tuple[str, ...]) -> Iterator[CopyTask | ScreenTask]:
         """Yield the tasks of the parts that are missing."""
         from .worker import CopyTask, ScreenTask  # noqa: PLC0415 - imports distributed, 0.7 s
 
-        models = tuple(member.sha256 for member in self.ensemble.members)
         plausibility = Plausibility.of(with_dispersion(self.ensemble, self.dispersion))
         for number, (start, stop) in enumerate(self.spans):
             missing = run.missing(number, stop - start)
@@ -350,6 +358,11 @@ class _ScreenPlan:
         if self.base is not None:
             attrs["appended_to"] = {"store_hash": self.base.attrs["store_hash"], "structures": self.taken}
         return attrs
+
+    def computed_on(self, manifests: Sequence[PartManifest]) -> list[str]:
+        """Return what all rows were computed on, including those that are kept from an existing dataset."""
+        kept = () if self.base is None else self.base.attrs.get(COMPUTED_ON, ())
+        return sorted({*kept, *computed_on(manifests)})
 
     def timing(self, manifests: Sequence[PartManifest], scored: int, seconds: float) -> dict[str, Any]:
         """Return the cost of the screen.

@@ -11,7 +11,7 @@ from ...export.runtime.ensemble import Ensemble, Models
 from ...export.runtime.providers import CPU
 from ...pipeline.energy_schemes import NO_DISPERSION
 from ...pipeline.runs.cluster import jobs_kept
-from ...pipeline.runs.options import DEFAULT_SLOTS, RunOptions
+from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.target import Target
 from ...pipeline.sources.discovery import Paths, path_names
 from ...pipeline.store.graph_store import GraphStore
@@ -35,12 +35,13 @@ def screen_files(
     model: Models,
     out: str | Path,
     *,
-    slots: int = DEFAULT_SLOTS,
+    slots: int | None = None,
     max_edges: int = MAX_SCORED_EDGES,
     min_distance: float | None = None,
     allow_extrapolation: bool = False,
     dispersion: str = NO_DISPERSION,
     device: str = CPU,
+    allow_mixed_devices: bool = False,
     scheduler: str | None = None,
     limit: int | None = None,
     append: bool = False,
@@ -66,13 +67,15 @@ def screen_files(
             store is used.
         model: ONNX file made by `export_onnx`, or several; see `equiscreen.screening.screen`.
         out: Scores dataset to write.
-        slots: Neighbour slots per batch.
+        slots: Neighbour slots per batch; None chooses them: 2,048 on the CPU, by memory on a GPU.
         max_edges: Structures with more edges than this are too large.
         min_distance: Shortest interatomic distance, angstrom; see `equiscreen.screening.screen`.
         allow_extrapolation: Whether implausible structures count as ok; see `equiscreen.screening.screen`.
         dispersion: Dispersion correction that is added to the model: ``none``, ``d3`` or ``d3-atm``; see
             `export.runtime.dispersion`.
         device: Device on which the model runs; see `export.runtime.providers.providers`.
+        allow_mixed_devices: Accept workers, and parts of earlier runs, with other kinds of devices or instruction sets;
+            results then differ by rounding (`export.runtime.model_workers`).
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         limit: Read only the first `limit` records or, from a store, structures.
         append: Keep the scores in `out`, and score only structures added to the store since, as in
@@ -96,7 +99,13 @@ def screen_files(
             either of them.
     """
     options = RunOptions(
-        scheduler=scheduler, limit=limit, overwrite=overwrite, progress=progress, device=device, slots=slots
+        scheduler=scheduler,
+        limit=limit,
+        overwrite=overwrite,
+        progress=progress,
+        device=device,
+        slots=slots,
+        allow_mixed_devices=allow_mixed_devices,
     )
     graphs = prepare_graphs(sources, model, out, options, append=append)
     if announce is not None and graphs.summary:

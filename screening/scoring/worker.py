@@ -13,13 +13,12 @@ import numpy as np
 import zarr
 from distributed import get_worker
 
-from ...export.runtime.dask_plugin import plugin_name
 from ...export.runtime.dispersion import Dispersion, DispersionCorrected, with_dispersion
 from ...export.runtime.ensemble import Ensemble
 from ...pipeline.errors import EquiscreenError, input_changed
 from ...pipeline.graphs.graph_block import GraphBlock
 from ...pipeline.graphs.potential import Evaluation, OutputSpec, Potential
-from ...pipeline.runs.parts import DivisibleTask, PartArray, PartKey, PartManifest, write_part
+from ...pipeline.runs.parts import COMPUTED_ON, DivisibleTask, PartArray, PartKey, PartManifest, write_part
 from ...pipeline.store.graph_store import GraphStore, open_root
 from ...pipeline.store.row_sources import opened
 from ..dataset.scores import CARRIED, SCORES_SCHEMA
@@ -36,7 +35,7 @@ class ScreenTask(DivisibleTask):
         store: Path or URL of the graph store.
         store_hash: Hash of the graph store when the run began.
         columns: Input columns to copy from the graph store.
-        models: SHA-256 of each model file, which identifies the worker plugin that holds its session.
+        models: Names of the worker plugins that hold the models.
         dispersion: Dispersion correction that is added to the models, if any.
         limits: Limits on what is scored.
         plausibility: Bounds outside of which a structure is ``extrapolating``.
@@ -152,7 +151,7 @@ def screen_part(task: ScreenTask | CopyTask) -> PartManifest:
 
 def _score(task: ScreenTask) -> PartManifest:
     began = time.perf_counter()
-    plugins = [get_worker().plugins[plugin_name(sha256)] for sha256 in task.models]
+    plugins = [get_worker().plugins[name] for name in task.models]
     ensemble = Ensemble([plugin.potential for plugin in plugins], [str(p.model) for p in plugins])
     potential = TimedPotential(with_dispersion(ensemble, task.dispersion))
     graphs = opened(str(task.store), task.store_hash)
@@ -165,6 +164,7 @@ def _score(task: ScreenTask) -> PartManifest:
     arrays.update(_carried(graphs, task.columns, first, last))
     notes = {
         "status": list(status_counts(np.asarray(arrays["status"])).values()),
+        COMPUTED_ON: plugins[0].potential.computes_on,
         "seconds": 0.0,
         "evaluating": potential.seconds,
     }

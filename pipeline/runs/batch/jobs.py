@@ -259,7 +259,9 @@ def job_options(system: BatchSystem, settings: BatchSettings) -> dict[str, Any]:
         )
     if settings.gpus:
         directives.insert(0, f"--gres=gpu:{settings.gpus}")
-    lifetime = [f"--lifetime={settings.lifetime_s:.0f}s", f"--lifetime-stagger={settings.stagger_s:.0f}s"]
+    arguments = [f"--lifetime={settings.lifetime_s:.0f}s", f"--lifetime-stagger={settings.stagger_s:.0f}s"]
+    if settings.gpus:
+        arguments.append("--resources=GPU=1")
     return {
         "cores": settings.cores,
         "processes": settings.processes,
@@ -271,7 +273,7 @@ def job_options(system: BatchSystem, settings: BatchSettings) -> dict[str, Any]:
         "death_timeout": _START_S,
         "job_script_prologue": list(settings.prologue),
         "job_extra_directives": directives,
-        "worker_extra_args": [*lifetime, "--dashboard-address=127.0.0.1:0"],
+        "worker_extra_args": [*arguments, "--dashboard-address=127.0.0.1:0"],
     }
 
 

@@ -13,11 +13,14 @@ from equiscreen.export import OnnxPotential
 from equiscreen.export.runtime.batching import evaluate_batches
 from equiscreen.export.runtime.ensemble import Ensemble
 from equiscreen.pipeline import GraphBlock
+from equiscreen.pipeline.errors import TableSizeError
+from equiscreen.pipeline.graphs.neighbor_table import table_widths
 from equiscreen.pipeline.graphs.potential import Evaluation
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from equiscreen.screening.scoring.worker import TimedPotential
 
 from ...conftest import CUTOFF, ELEMENTS
+from .altered_models import altered
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +137,22 @@ def test_another_error_ends_the_evaluation(potential: OnnxPotential, block: Grap
 
 def test_a_cpu_evaluates_one_batch_at_a_time(potential: OnnxPotential) -> None:
     assert potential.in_flight == 1
+
+
+def test_no_tensor_has_more_elements_than_kernels_can_count(
+    potential: OnnxPotential, block: GraphBlock, exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A model whose largest tensor allows 200 slots divides batches, and refuses structures that need more."""
+    model = altered(exported("float32"), tmp_path / "wide.onnx", elements_per_slot=2**31 / 200)
+    wide = OnnxPotential.load(model, threads=1)
+    assert wide.slots == wide.most_slots == 199  # 200 slots would need 2^31 elements, one more than fits into 32 bits
+    slots = block.n_atoms * table_widths(block, CUTOFF)
+    fitting, every = slots <= wide.most_slots, np.arange(len(block))
+    assert 0 < fitting.sum() < len(block)
+    expected = potential.evaluate(block).energy
+    evaluated = np.full(len(block), np.nan)
+    for rows, found in evaluate_batches(block, every, wide):
+        evaluated[rows] = np.nan if found is None else found.energy
+    assert np.array_equal(evaluated, np.where(fitting, expected, np.nan), equal_nan=True)
+    with pytest.raises(TableSizeError, match=r"would need a tensor of more than 2\^31 elements .*; use a smaller cell"):
+        wide.evaluate(block.take(np.flatnonzero(~fitting)[:1]))

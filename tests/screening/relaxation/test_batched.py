@@ -19,6 +19,7 @@ from equiscreen.pipeline.graphs.neighbor_list import neighbor_list
 from equiscreen.pipeline.graphs.potential import ENERGY_OUTPUTS, Evaluation
 from equiscreen.pipeline.structures.random_crystals import probe_structures
 from equiscreen.pipeline.structures.symmetry import find_symmetry
+from equiscreen.screening.plausibility import Plausibility
 from equiscreen.screening.relaxation.batched import (
     GPA,
     RELAX_STATUSES,
@@ -41,6 +42,21 @@ class SickPotential(EmtPotential):
     def evaluate(self, block: GraphBlock) -> Evaluation:
         found = super().evaluate(block)
         return replace(found, energy=found.energy * np.nan) if 13 in block.atomic_number else found
+
+
+class SmallMemory(EmtPotential):
+    """Has memory for eight atoms at a time."""
+
+    def evaluate(self, block: GraphBlock) -> Evaluation:
+        if len(block.atomic_number) > 8:
+            raise MemoryError("out of memory")
+        return super().evaluate(block)
+
+
+class TwoAtATime(OnnxPotential):
+    """Evaluates two batches at a time, as on a GPU."""
+
+    in_flight = 2
 
 
 def distorted(atoms: ase.Atoms, seed: int, rattle: float = 0.1, strain: float = 0.03) -> Structure:
@@ -294,12 +310,17 @@ def test_the_skin_changes_nothing(exported: Callable[[str], Path]) -> None:
 
 
 def test_a_relaxation_has_the_same_bits_in_any_company(exported: Callable[[str], Path]) -> None:
-    """Shuffled, only the first of them, and in tables and batches of other sizes; also after a rattle."""
+    """Shuffled, only the first of them, in tables and batches of other sizes, two at a time; also after a rattle."""
     crystals = probe_structures((13, 29, 79), 8, seed=5)
     changed = RelaxSettings(max_steps=6, rattle=0.05, fmax=1.0, smax=10.0)
     expected: dict[int, Relaxed] = {}
-    for order, slots, edges in ((range(8), 2048, 30_000), (range(7, -1, -1), 300, 2_000), (range(4), 10_000, 1)):
-        potential = OnnxPotential.load(exported("float32"), threads=1, slots=slots)
+    for kind, order, slots, edges in (
+        (OnnxPotential, range(8), 2048, 30_000),
+        (OnnxPotential, range(7, -1, -1), 300, 2_000),
+        (OnnxPotential, range(4), 10_000, 1),
+        (TwoAtATime, range(8), 300, 30_000),
+    ):
+        potential = kind.load(exported("float32"), threads=1, slots=slots)
         pairs = [(row, crystals[row]) for row in order]
         for row, one in relax_structures(pairs, potential, changed, edges_in_flight=edges):
             other = expected.setdefault(row, one)
@@ -310,6 +331,24 @@ def test_a_relaxation_has_the_same_bits_in_any_company(exported: Callable[[str],
             assert one.last.energy == other.last.energy
             assert np.array_equal(one.last.forces, other.last.forces)
             assert np.array_equal(one.last.structure.cell, other.last.structure.cell)
+
+
+def test_a_lack_of_memory_divides_batches_and_changes_no_bit() -> None:
+    structures = [*alloys(), Structure.from_ase(ase.build.bulk("Au", cubic=True) * (2, 2, 1))]
+    few_steps, plausibility = RelaxSettings(max_steps=4), Plausibility.of(EmtPotential())
+    enough, short = (
+        dict(relax_structures(enumerate(structures), potential, few_steps, plausibility=plausibility))
+        for potential in (EmtPotential(), SmallMemory())
+    )
+    too_large = short.pop(len(structures) - 1)
+    assert RELAX_STATUSES[too_large.status] == "too_large"
+    assert too_large.reason == "the structure does not fit into memory"
+    assert max(len(structures[row]) for row in short) == 8
+    for row, one in short.items():
+        assert one.last is not None
+        assert (one.status, one.n_steps) == (enough[row].status, enough[row].n_steps)
+        assert np.array_equal(one.last.forces, enough[row].last.forces)
+        assert one.last.energy == enough[row].last.energy
 
 
 @pytest.mark.parametrize(

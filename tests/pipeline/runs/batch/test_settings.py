@@ -115,6 +115,7 @@ def test_a_job_with_a_gpu_runs_one_worker(tmp_path: Path) -> None:
     settings = loaded(tmp_path, LEAST + "cores: 8\ngpus: 1")
     assert settings.processes == 1
     assert "#SBATCH --gres=gpu:1" in script(BatchSystem.SLURM, settings)
+    assert "--resources=GPU=1" in script(BatchSystem.SLURM, settings)
     with pytest.raises(ConfigError, match="gpus: pbs has no standard option for GPUs"):
         job_options(BatchSystem.PBS, settings)
 
