@@ -1,6 +1,7 @@
 """Exported models as TorchSim models, for its batched relaxations and dynamics.
 
-TorchSim is not a dependency of equiscreen: `pip install torch-sim-atomistic`. Tested with version 0.3.
+TorchSim is not a dependency of equiscreen: `pip install 'torch-sim-atomistic>=0.6'`, with Python 3.12 or later. Tested
+with version 0.6.2.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch_sim.models.interface import ModelInterface
 from torch_sim.state import SimState
 
-from ..pipeline.errors import ConfigError, InvalidStructureError, ModelFileError
+from ..pipeline.errors import InvalidStructureError, ModelFileError
 from ..pipeline.graphs.graph_block import GraphBlock
 from ..pipeline.structures.structure import Structure
 from .runtime.onnx_potential import OnnxPotential
@@ -24,20 +25,24 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
     """An exported model as a TorchSim model, which evaluates all systems of a state at once.
 
     Energies are in eV and forces in eV/angstrom. Stresses are in eV/angstrom^3, positive under tension as TorchSim's
-    optimizers expect; they are defined only for systems that are periodic in all three directions.
+    optimizers expect; a system that is not periodic in all three directions has NaN, and cannot be used with a cell
+    filter.
 
     A model given by its path is evaluated on the CPU; tensors on another device are copied there and back at each step.
     The results carry no gradients.
 
-    `torch_sim.io` treats systems that are periodic in one or two directions, such as slabs, as not periodic at all, and
-    a state does not show this. If the `pbc` of a state is a tensor of three values, each direction is respected.
+    TorchSim's autobatchers measure the memory of GPUs only. Give them `max_memory_scaler`, the largest batch in units
+    of `memory_scales_with`: about 400 atoms keep the CPU busy, as larger batches are divided anyway.
 
     Example:
-        >>> import torch_sim
+        >>> import torch_sim as ts
         >>> from ase.build import bulk
         >>> from equiscreen.export import OnnxModel
         >>> model = OnnxModel("model.onnx")
-        >>> relaxed = torch_sim.optimize([bulk("Cu")], model, optimizer=torch_sim.frechet_cell_fire, max_steps=5)
+        >>> with_cell = {"cell_filter": ts.CellFilter.frechet}
+        >>> relaxed = ts.optimize(
+        ...     [bulk("Cu")], model, optimizer=ts.Optimizer.lbfgs, max_steps=5, init_kwargs=with_cell
+        ... )
         >>> relaxed.n_systems
         1
 
@@ -46,7 +51,7 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
         device: Device for states that TorchSim creates; None is the CPU.
         dtype: Data type of states that TorchSim creates; the network computes in its own dtype.
         compute_forces: Whether to return forces. Leaving them out saves no time.
-        compute_stress: Whether to return stresses. Leaving them out saves no time, but allows molecules and slabs.
+        compute_stress: Whether to return stresses. Leaving them out saves no time.
         threads: Number of ONNX Runtime threads if `model` is a path; None uses all cores.
 
     Raises:
@@ -80,11 +85,12 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
                 "model exported with these outputs"
             )
 
-    def forward(self, state: SimState | dict[str, Any]) -> dict[str, torch.Tensor]:
+    def forward(self, state: SimState, **_: Any) -> dict[str, torch.Tensor]:
         """Evaluate all systems of a state; called by TorchSim.
 
         Args:
-            state: A state, or a dictionary of its fields; `masses` and `system_idx` are optional.
+            state: The systems.
+            _: Arguments for other models of a sum, which are ignored.
 
         Returns:
             "energy" [n_systems], "forces" [n_atoms, 3], "stress" [n_systems, 3, 3], and the model's other outputs by
@@ -92,21 +98,12 @@ class OnnxModel(ModelInterface):  # type: ignore[misc]  # TorchSim is untyped
             device, and with atoms in its order.
 
         Raises:
-            ConfigError: A stress is requested for a system that is not periodic in all three directions.
             InvalidStructureError: A system is invalid, for example with two atoms at one position or a flat cell.
             UnknownElementError: The model does not cover an element.
         """
-        if isinstance(state, dict):
-            state = SimState(**{"masses": torch.ones_like(state["positions"][:, 0]), **state})
-        pbc = np.broadcast_to(_array(torch.as_tensor(state.pbc)).astype(bool), 3)
-        if self.compute_stress and not pbc.all():
-            raise ConfigError(
-                "stress requires systems that are periodic in all three directions; "
-                "for other systems, use OnnxModel(..., compute_stress=False)"
-            )
         # TorchSim keeps the atoms of a system together, but systems may be in any order.
         order = np.argsort(_array(state.system_idx), kind="stable")
-        found = self.potential.evaluate(_graphs(state, order, pbc, self.potential.cutoff))
+        found = self.potential.evaluate(_graphs(state, order, self.potential.cutoff))
         arrays, back = found.arrays(), np.argsort(order)
         unwanted = {"forces": not self.compute_forces, "stress": not self.compute_stress}
         results = {}
@@ -122,7 +119,7 @@ def _array(tensor: torch.Tensor) -> NDArray[Any]:
     return values
 
 
-def _graphs(state: SimState, order: NDArray[np.int64], pbc: NDArray[np.bool_], cutoff: float) -> GraphBlock:
+def _graphs(state: SimState, order: NDArray[np.int64], cutoff: float) -> GraphBlock:
     """Build the graphs of all systems, with atoms in `order`.
 
     Raises:
@@ -131,7 +128,7 @@ def _graphs(state: SimState, order: NDArray[np.int64], pbc: NDArray[np.bool_], c
     ends = np.cumsum(np.bincount(_array(state.system_idx)))[:-1]
     numbers = np.split(_array(state.atomic_numbers)[order], ends)
     positions = np.split(_array(state.positions)[order], ends)
-    graphs = []
+    pbc, graphs = _array(state.pbc), []
     # TorchSim stores lattice vectors as columns.
     for index, cell in enumerate(_array(state.row_vector_cell)):
         try:

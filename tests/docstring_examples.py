@@ -23,11 +23,18 @@ from equiscreen.model import Config, train, train_ensemble
 from equiscreen.pipeline import featurize
 from equiscreen.screening import hull, relax, screen, select
 
+from .optional_packages import has_torch_sim
+
 IN_PROCESS = "threads"
 CONFIG = {
     "network": {"hidden_irreps": "8x0e + 4x1o", "n_interactions": 1, "n_radial": 4, "correlation": 2},
     "training": {"max_epochs": 40, "threads": 1},
 }
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out the module that cannot be imported without TorchSim."""
+    return True if collection_path.name == "torchsim_model.py" and not has_torch_sim() else None
 
 
 def crystals() -> list[Atoms]:

@@ -1,9 +1,9 @@
 """README and docs: every block of code runs, in the order of its page, unless a comment says why it does not.
 
 `documentation/blocks.py` explains the comments, and `documentation/inputs.py` makes the files that a page needs. Blocks
-run as a reader would run them, with three exceptions: training ends after a few epochs, lines that install packages are
-only compared with `pyproject.toml`, and Dask workers of shell commands are threads (except where a page starts a
-cluster).
+run as a reader would run them, with four exceptions: training ends after a few epochs, lines that install packages are
+only compared with `pyproject.toml`, Dask workers of shell commands are threads (except where a page starts a cluster),
+and blocks with TorchSim are left out where it cannot be installed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .documentation.blocks import CONSOLE, OUTPUT, PYTHON, SHELL, YAML, Block, b
 from .documentation.inputs import GIVEN, write_cifs
 from .documentation.shell import Shell, short_trainings, without_installation
 from .local_servers import s3_environment, s3_server
+from .optional_packages import has_torch_sim
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
@@ -190,7 +191,8 @@ def test_the_blocks_of_a_page_run(page: Path, shell: Shell, tmp_path: Path, requ
             session.folder.mkdir()
             for name, make in GIVEN.get(page.name, {}).items():
                 make(session.folder / name)
-        with short_trainings():
-            session.run(block)
+        if "torch_sim" not in block.text or has_torch_sim():
+            with short_trainings():
+                session.run(block)
     if page.name in CHECKS:
         CHECKS[page.name](session)
