@@ -423,7 +423,7 @@ class RelaxEstimate:
         return (
             f"{self.structures:,} structures: about {self.seconds:,.0f} s on one core, {self.evaluations:.0f} "
             f"evaluations per structure (from a sample of {self.sample}), at most {self.bytes_on_disk / 1e6:,.1f} MB "
-            "on disk (text columns not counted), {self.bytes_of_memory / 1e6:,.0f} MB of memory per worker"
+            f"on disk (text columns not counted), {self.bytes_of_memory / 1e6:,.0f} MB of memory per worker"
         )
 
 

@@ -477,8 +477,7 @@ class ScreenEstimate:
         return (
             f"{self.structures:,} structures: about {self.seconds:,.0f} s on one core, at most "
             f"{self.bytes_on_disk / 1e6:,.1f} MB on disk (text columns not counted), "
-            f"{self.bytes_in_memory / 1e6:,.0f} MB of "
-            "memory per worker"
+            f"{self.bytes_in_memory / 1e6:,.0f} MB of memory per worker"
         )
 
 

@@ -13,6 +13,7 @@ from dask import config as dask_config
 from distributed import LocalCluster, WorkerPlugin
 from equiscreen.pipeline import GraphStore, featurize
 from equiscreen.pipeline.errors import EquiscreenError, OutputExistsError, StoreError
+from equiscreen.pipeline.runs.options import DEFAULT_SLOTS
 from equiscreen.pipeline.store.writer import StoreRun
 from equiscreen.screening import RelaxSettings, relax
 from equiscreen.screening.relaxation import relax as relax_module
@@ -131,4 +132,4 @@ def test_other_slots_or_another_kind_of_device_do_not_resume_a_run(
     with pytest.raises(OutputExistsError, match=r"unfinished run with different settings \(slots\)"):
         relax(store, model, out, CONVERGED_AT_ONCE, scheduler="threads", slots=1024)
     with pytest.raises(OutputExistsError, match=r"unfinished run with different settings \(device\)"):
-        relax(store, model, out, CONVERGED_AT_ONCE, scheduler="threads", device="auto")
+        relax(store, model, out, CONVERGED_AT_ONCE, scheduler="threads", slots=DEFAULT_SLOTS, device="auto")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import csv
 import gzip
 import os
@@ -221,7 +222,9 @@ def test_what_a_run_says(graphs: Path, relaxed: Path, sevennet_model: Path) -> N
     line = summary(open_scores(relaxed), relaxed)
     assert f"{CRYSTALS} structures ({CRYSTALS} ok)" in line
     assert "r.graphs.zarr" in line
-    assert "evaluations per structure" in str(estimate(graphs, sevennet_model))
+    text = str(estimate(graphs, sevennet_model))
+    assert "evaluations per structure" in text
+    assert re.search(r"[\d,]+ MB of memory per worker$", text)
 
 
 def test_workers_find_what_this_process_finds(
