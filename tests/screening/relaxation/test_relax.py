@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import csv
 import gzip
 import os
+import re
 import shutil
 import signal
 import subprocess
