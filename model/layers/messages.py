@@ -63,19 +63,31 @@ class Slots:
 class _Messages(torch.autograd.Function):
     """Sums of messages over neighbours, for one irrep along all its paths.
 
-    No slot-sized tensor is saved for the gradient: recomputing it is faster than writing it to memory and reading it
-    back, and an evaluation needs a fraction of the memory.
+    A path's part of the energy's gradient is a sum over pairs that treats the sender's features and the receiver's
+    gradient alike, so either can be gathered to the other's slots. Gathering the one with fewer components makes the
+    products per slot smaller. See `_gathers_gradient`.
+
+    No slot-sized tensor of the senders' features is saved for the gradient: recomputing it is faster than writing it to
+    memory and reading it back, and an evaluation needs a fraction of the memory.
     """
 
     @staticmethod
-    def forward(ctx: Any, slots: Slots, x: Tensor, *operands: Tensor | None) -> tuple[Tensor, ...]:
-        ctx.slots = slots
+    def forward(ctx: Any, slots: Slots, odd: Sequence[bool], x: Tensor, *operands: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.slots, ctx.odd = slots, odd
         ctx.save_for_backward(x, *operands)
         n, dim, channels = x.shape
+        paths = _pairwise(operands)
+        if dim > 1 and all(matrices is not None and matrices.shape[1] == 1 for _, matrices in paths):
+            # All paths end in scalars: contract the components in the sender's slots, which leaves one to be moved.
+            out = []
+            for is_odd, (function, matrices) in zip(odd, paths, strict=True):
+                messages = _contracted(matrices, _signed(x, odd=is_odd)) * slots.spread(function)
+                out.append(messages.view(-1, channels)[slots.table.reverse].sum(1, keepdim=True))
+            return tuple(out)
         index, _, places = slots.senders(dim)
         sent = gather_rows(x, index, places)
         out = []
-        for function, matrices in _pairwise(operands):
+        for function, matrices in paths:
             messages = sent * slots.spread(function)
             out.append(messages.sum(2) if matrices is None else torch.bmm(matrices, messages.view(n, -1, channels)))
         return tuple(out)
@@ -84,43 +96,146 @@ class _Messages(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *operands = ctx.saved_tensors
         slots = ctx.slots
-        n, dim, channels = x.shape
+        dim, widest = x.shape[1], max(grad.shape[1] for grad in grads)
         _, index, places = slots.senders(dim)
-        sent = gather_rows(x, index, places)
         gradients: list[Tensor | None] = []
-        total = None
-        for grad, (function, matrices) in zip(grads, _pairwise(operands), strict=True):
+        in_slots: list[Tensor] = []
+        of_atoms: list[Tensor] = []
+        sent = None
+        for grad, is_odd, (function, matrices) in zip(grads, ctx.odd, _pairwise(operands), strict=True):
             spread = slots.spread(function, again=True)
-            if matrices is None:
-                back, grad_matrices = grad.unsqueeze(2), None
+            if _gathers_gradient(dim, grad.shape[1], widest):
+                *found, part = _gradients_of_sender(slots, x, grad, spread, matrices, odd=is_odd)
+                of_atoms.append(part)
             else:
-                back = torch.bmm(matrices.transpose(1, 2), grad).view_as(sent)
-                grad_matrices = torch.bmm(grad, (sent * spread).view(n, -1, channels).transpose(1, 2))
-            gradients += [slots.to_pairs(_sum_components(back * sent)), grad_matrices]
-            term = back * spread
-            total = term if total is None else total + term
-        if total is None or not ctx.needs_input_grad[1]:
-            return None, None, *gradients
-        return None, sum_rows(total, index, places), *gradients
+                sent = gather_rows(x, index, places) if sent is None else sent
+                *found, part = _gradients_of_receiver(slots, sent, grad, spread, matrices)
+                in_slots.append(part)
+            gradients += found
+        if not ctx.needs_input_grad[2]:
+            return None, None, None, *gradients
+        if in_slots:
+            of_atoms.append(sum_rows(_total(in_slots), index, places))
+        return None, None, _total(of_atoms), *gradients
+
+
+def _gathers_gradient(dim: int, dim_out: int, widest: int) -> bool:
+    """Whether the receiver's gradient is gathered to the sender's slots, instead of the features to the receiver's.
+
+    This is the case if the gradient has fewer components, or equally many and no other path gathers the features.
+
+    Args:
+        dim: Number of components of the features.
+        dim_out: Number of components of the path's gradient.
+        widest: Largest number of components of a path's gradient.
+    """
+    return dim_out < dim or dim_out == dim == widest
+
+
+def _gradients_of_receiver(
+    slots: Slots, sent: Tensor, grad: Tensor, spread: Tensor, matrices: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Compute gradients of one path in the receiver's slots.
+
+    Args:
+        slots: Maps from atoms and pairs to slots.
+        sent: float[N, dim, K, channels], features of the senders.
+        grad: float[N, dim out, channels], gradient of the sums.
+        spread: float[N, 1, K, channels], radial functions.
+        matrices: float[N, dim out, dim * K] or None.
+
+    Returns:
+        Gradients of the radial functions of pairs, of the matrices, and of the sender's features in each slot,
+        float[N, dim, K, channels].
+    """
+    if matrices is None:
+        back, grad_matrices = grad.unsqueeze(2), None
+    else:
+        back = torch.bmm(matrices.transpose(1, 2), grad).view_as(sent)
+        grad_matrices = torch.bmm(grad, (sent * spread).flatten(1, 2).transpose(1, 2))
+    return slots.to_pairs(_sum_components(back * sent)), grad_matrices, back * spread
+
+
+def _gradients_of_sender(
+    slots: Slots, x: Tensor, grad: Tensor, spread: Tensor, matrices: Tensor | None, *, odd: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Compute gradients of one path in the sender's slots.
+
+    A sender's slot has the matrices of the opposite edge up to a sign, so the gradient of the matrices is assigned to
+    the slot of the opposite edge, whose vector is the same up to its sign.
+
+    Args:
+        slots: Maps from atoms and pairs to slots.
+        x: float[N, dim, channels], features.
+        grad: float[N, dim out, channels], gradient of the sums.
+        spread: float[N, 1, K, channels], radial functions.
+        matrices: float[N, dim out, dim * K] or None.
+        odd: Whether the matrices change their sign with the vectors.
+
+    Returns:
+        Gradients of the radial functions of pairs, of the matrices, and of the features, float[N, dim, channels].
+    """
+    n, dim, channels = x.shape
+    dim_out = grad.shape[1]
+    index, _, places = slots.senders(dim_out)
+    received = gather_rows(grad, index, places)
+    scaled = received * spread
+    if matrices is None:
+        return slots.to_pairs(_sum_components(received * x.unsqueeze(2))), None, scaled.sum(2)
+    signed, rows = _signed(x, odd=odd), scaled.view(n, -1, channels)
+    by_component = _by_component(matrices, dim)
+    messages = _contracted(matrices, signed)
+    grad_matrices = torch.bmm(signed, rows.transpose(1, 2)).view(n, dim, dim_out, -1).transpose(1, 2)
+    return (
+        slots.to_pairs(_sum_components(messages * received)),
+        grad_matrices.reshape(matrices.shape),
+        _signed(torch.bmm(by_component, rows), odd=odd),
+    )
+
+
+def _by_component(matrices: Tensor, dim: int) -> Tensor:
+    """Reorder float[N, dim out, dim * K] to float[N, dim, dim out * K]."""
+    n, dim_out, _ = matrices.shape
+    return matrices.view(n, dim_out, dim, -1).transpose(1, 2).reshape(n, dim, -1)
+
+
+def _contracted(matrices: Tensor, x: Tensor) -> Tensor:
+    """Multiply the features of each atom by the matrices of its own slots: float[N, dim out, K, channels]."""
+    n, dim, channels = x.shape
+    product = torch.bmm(_by_component(matrices, dim).transpose(1, 2), x)
+    return product.view(n, matrices.shape[1], -1, channels)
+
+
+def _signed(x: Tensor, *, odd: bool) -> Tensor:
+    return -x if odd else x
+
+
+def _total(terms: Sequence[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
 
 
 def sum_messages(
-    slots: Slots, x: Tensor, functions: Sequence[Tensor], matrices: Sequence[Tensor | None]
+    slots: Slots, x: Tensor, functions: Sequence[Tensor], matrices: Sequence[Tensor | None], odd: Sequence[bool]
 ) -> tuple[Tensor, ...]:
     """Sum the senders' features of one irrep over the slots of each atom, along several paths.
 
     Args:
         slots: Maps from atoms and pairs to slots.
         x: float[N, dim, channels], features of all atoms.
-        functions: float[P, channels] for each path, factor of each channel.
+        functions: float[P, channels] for each path, factor of each channel; 0 for the pair of padding slots.
         matrices: float[N, dim out, dim * K] for each path, which multiply the components of all slots; None sums the
             slots and leaves the components unchanged.
+        odd: Whether the matrices of each path change their sign between the two slots of a pair, as those of odd
+            harmonics do; otherwise they must be the same.
 
     Returns:
         float[N, dim out, channels] for each path.
     """
     operands = [y for path in zip(functions, matrices, strict=True) for y in path]
-    out: tuple[Tensor, ...] = _Messages.apply(slots, x, *operands)  # type: ignore[no-untyped-call]
+    out: tuple[Tensor, ...] = _Messages.apply(slots, tuple(odd), x, *operands)  # type: ignore[no-untyped-call]
     return out
 
 

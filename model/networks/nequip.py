@@ -289,7 +289,8 @@ class Convolution(nn.Module):
         for irrep in self.channels:
             paths = [path for path in self.paths if path.left == irrep]
             functions = [hidden @ weights[path] for path in paths]
-            sums = sum_messages(slots, features[irrep], functions, [couplings.get(path) for path in paths])
+            matrices, odd = [couplings.get(path) for path in paths], [path.right.l % 2 == 1 for path in paths]
+            sums = sum_messages(slots, features[irrep], functions, matrices, odd)
             for path, total in zip(paths, sums, strict=True):
                 out.setdefault(path.out, []).append(total)
         return {irrep: torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0] for irrep, parts in out.items()}
