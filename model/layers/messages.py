@@ -7,6 +7,7 @@ the sum over components and slots is one matrix product per atom.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -58,6 +59,24 @@ class Slots:
     def to_pairs(self, x: Tensor) -> Tensor:
         """Sum the two slots of each pair: float[..., c] with N * K rows to float[P, c]."""
         return sum_rows(x, self.pair, self.pair_places)
+
+    @cached_property
+    def directed(self) -> DirectedSlots:
+        """The same slots, for functions that differ between the two directions of a pair."""
+        return DirectedSlots(self.table)
+
+
+class DirectedSlots(Slots):
+    """Maps for functions of slots, in the place of functions of pairs."""
+
+    def spread(self, x: Tensor, *, again: bool = False) -> Tensor:  # noqa: ARG002 - nothing is gathered twice
+        """Arrange the values of slots: float[N * K, c] to float[N, 1, K, c]."""
+        n, k = self.table.neighbors.shape
+        return x.view(n, 1, k, x.shape[-1])
+
+    def to_pairs(self, x: Tensor) -> Tensor:
+        """Undo `spread`: float[N, 1, K, c] to float[N * K, c]."""
+        return x.reshape(-1, x.shape[-1])
 
 
 class _Messages(torch.autograd.Function):
@@ -112,7 +131,7 @@ def sum_messages(
     Args:
         slots: Maps from atoms and pairs to slots.
         x: float[N, dim, channels], features of all atoms.
-        functions: float[P, channels] for each path, factor of each channel.
+        functions: float[P, channels] for each path, factor of each channel; of `DirectedSlots`, [N * K, channels].
         matrices: float[N, dim out, dim * K] for each path, which multiply the components of all slots; None sums the
             slots and leaves the components unchanged.
 
