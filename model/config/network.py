@@ -252,11 +252,14 @@ class MaceConfig(Architecture):
         channels: Number of channels of every irrep of an atom's features.
         hidden_irreps: Irreps of an atom's features after each interaction, without numbers of channels.
         edge_irreps: Features that senders pass on in all interactions but the first; empty means `hidden_irreps`.
+        edge_irreps_first: Whether senders pass on the scalars of `edge_irreps` in the first interaction, not all.
         l_max: Highest degree of the spherical harmonics, and of the sum over neighbours.
         correlation: Highest order of the products of the sum over neighbours with itself, for each interaction.
         residual: For each interaction, whether the atom's own features are multiplied by a matrix of its element and
             added to the result. Otherwise, the matrix of the element multiplies the sum over neighbours.
         density: For each interaction, whether the sum over neighbours is divided by a learned density.
+        nonlinear: For each interaction, whether its radial functions depend on the elements of both atoms, and the sum
+            over neighbours is gated; its residual matrix is then the same for all elements. Empty means none.
         basis: Radial basis from which the learned radial functions are built.
         n_basis: Number of radial basis functions.
         radial_hidden: Hidden widths of the radial perceptrons.
@@ -267,8 +270,8 @@ class MaceConfig(Architecture):
         agnesi: Parameters a, p and q of the Agnesi transform.
         steepness: Steepness of the soft transform.
         repulsion: Repulsion of the nuclei; None leaves it out.
-        readouts: How the energy is computed from the scalars after each interaction: ``linear``, ``perceptron`` or
-            ``none``.
+        readouts: How the energy is computed from the scalars after each interaction: ``linear``, ``perceptron``,
+            ``biased`` (a perceptron with two hidden layers and biases) or ``none``.
         readout_hidden: Hidden width of the perceptron.
     """
 
@@ -278,10 +281,12 @@ class MaceConfig(Architecture):
     channels: int = Field(ge=1, le=MAX_WIDTH)
     hidden_irreps: tuple[str, ...] = Field(min_length=1, max_length=MAX_LAYERS)
     edge_irreps: str = ""
+    edge_irreps_first: bool = False
     l_max: int = Field(ge=0, le=MAX_PRODUCT_DEGREE)
     correlation: tuple[Annotated[int, Field(ge=1, le=3)], ...]
     residual: tuple[bool, ...]
     density: tuple[bool, ...]
+    nonlinear: tuple[bool, ...] = ()
     basis: Literal["bessel", "gaussian", "chebyshev"] = "bessel"
     n_basis: int = Field(default=8, ge=1, le=MAX_WIDTH)
     radial_hidden: tuple[Annotated[int, Field(ge=1, le=MAX_WIDTH)], ...] = Field(
@@ -293,18 +298,23 @@ class MaceConfig(Architecture):
     agnesi: tuple[float, float, float] = (1.0805, 4.5791, 0.9183)
     steepness: float = Field(default=4.0, gt=0)
     repulsion: RepulsionConfig | None = None
-    readouts: tuple[Literal["linear", "perceptron", "none"], ...]
+    readouts: tuple[Literal["linear", "perceptron", "biased", "none"], ...]
     readout_hidden: int = Field(default=16, ge=1, le=MAX_WIDTH)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name in ("correlation", "residual", "density", "readouts"):
+        for name in ("correlation", "residual", "density", "readouts", *(["nonlinear"] if self.nonlinear else [])):
             if len(getattr(self, name)) != len(self.hidden_irreps):
                 raise ValueError(f"{name} must have one value for each of the {len(self.hidden_irreps)} interactions")
         if set(self.readouts) == {"none"}:
             raise ValueError(
                 "all readouts are none, so nothing would be predicted; set one of them to linear or perceptron"
             )
+        if any(
+            gated and (mixed or not own)
+            for gated, mixed, own in zip(self.nonlinear, self.density, self.residual, strict=False)
+        ):
+            raise ValueError("nonlinear interactions must be residual, without density")
         if self.basis == "gaussian" and self.n_basis < 2:
             raise ValueError("n_basis must be at least 2 for Gaussians")
         if self.heads:
@@ -315,7 +325,7 @@ class MaceConfig(Architecture):
     def _valid_irreps(self) -> Self:
         from ..equivariance.tensors import parsed  # noqa: PLC0415 - e3nn takes a second to import
 
-        senders: set[str] = set()
+        senders = {"0e"}
         for place, text in enumerate(self.hidden_irreps):
             kinds = _checked_kinds(text, parsed(text))
             if any(mul != 1 for mul, _ in parsed(text)):
@@ -327,6 +337,8 @@ class MaceConfig(Architecture):
             raise ValueError(
                 f"edge_irreps {self.edge_irreps} must be among the hidden irreps before the last interaction"
             )
+        if self.edge_irreps_first and "0e" not in self.edge_irreps:
+            raise ValueError("edge_irreps_first requires edge_irreps with scalars (0e)")
         return self
 
 

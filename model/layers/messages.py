@@ -7,6 +7,7 @@ the sum over components and slots is one matrix product per atom.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +22,12 @@ class Slots:
 
     Args:
         table: Inputs of the network.
+
+    Attributes:
+        symmetric: Whether the two slots of a pair have the same radial functions.
     """
+
+    symmetric = True
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -59,13 +65,33 @@ class Slots:
         """Sum the two slots of each pair: float[..., c] with N * K rows to float[P, c]."""
         return sum_rows(x, self.pair, self.pair_places)
 
+    @cached_property
+    def directed(self) -> DirectedSlots:
+        """The same slots, for functions that differ between the two directions of a pair."""
+        return DirectedSlots(self.table)
+
+
+class DirectedSlots(Slots):
+    """Maps for functions of slots, in the place of functions of pairs."""
+
+    symmetric = False
+
+    def spread(self, x: Tensor, *, again: bool = False) -> Tensor:  # noqa: ARG002 - nothing is gathered twice
+        """Arrange the values of slots: float[N * K, c] to float[N, 1, K, c]."""
+        n, k = self.table.neighbors.shape
+        return x.view(n, 1, k, x.shape[-1])
+
+    def to_pairs(self, x: Tensor) -> Tensor:
+        """Undo `spread`: float[N, 1, K, c] to float[N * K, c]."""
+        return x.reshape(-1, x.shape[-1])
+
 
 class _Messages(torch.autograd.Function):
     """Sums of messages over neighbours, for one irrep along all its paths.
 
     A path's part of the energy's gradient is a sum over pairs that treats the sender's features and the receiver's
-    gradient alike, so either can be gathered to the other's slots. Gathering the one with fewer components makes the
-    products per slot smaller. See `_gathers_gradient`.
+    gradient alike, so either can be gathered to the other's slots if both slots of a pair have the same functions.
+    Gathering the one with fewer components makes the products per slot smaller. See `_gathers_gradient`.
 
     No slot-sized tensor of the senders' features is saved for the gradient: recomputing it is faster than writing it to
     memory and reading it back, and an evaluation needs a fraction of the memory.
@@ -77,7 +103,11 @@ class _Messages(torch.autograd.Function):
         ctx.save_for_backward(x, *operands)
         n, dim, channels = x.shape
         paths = _pairwise(operands)
-        if dim > 1 and all(matrices is not None and matrices.shape[1] == 1 for _, matrices in paths):
+        if (
+            slots.symmetric
+            and dim > 1
+            and all(matrices is not None and matrices.shape[1] == 1 for _, matrices in paths)
+        ):
             # All paths end in scalars: contract the components in the sender's slots, which leaves one to be moved.
             out = []
             for is_odd, (function, matrices) in zip(odd, paths, strict=True):
@@ -104,7 +134,7 @@ class _Messages(torch.autograd.Function):
         sent = None
         for grad, is_odd, (function, matrices) in zip(grads, ctx.odd, _pairwise(operands), strict=True):
             spread = slots.spread(function, again=True)
-            if _gathers_gradient(dim, grad.shape[1], widest):
+            if slots.symmetric and _gathers_gradient(dim, grad.shape[1], widest):
                 *found, part = _gradients_of_sender(slots, x, grad, spread, matrices, odd=is_odd)
                 of_atoms.append(part)
             else:
@@ -225,7 +255,8 @@ def sum_messages(
     Args:
         slots: Maps from atoms and pairs to slots.
         x: float[N, dim, channels], features of all atoms.
-        functions: float[P, channels] for each path, factor of each channel; 0 for the pair of padding slots.
+        functions: float[P, channels] for each path, factor of each channel; of `DirectedSlots`, [N * K, channels]. 0
+            for padding.
         matrices: float[N, dim out, dim * K] for each path, which multiply the components of all slots; None sums the
             slots and leaves the components unchanged.
         odd: Whether the matrices of each path change their sign between the two slots of a pair, as those of odd

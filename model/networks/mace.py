@@ -26,7 +26,8 @@ from ..layers.symmetric_contraction import SymmetricContraction
 from ..layers.table import Table
 from ..statistics import DataStatistics
 from .base import Network
-from .nequip import Convolution, Couplings
+from .mace_nonlinear import NonlinearMessages
+from .nequip import Convolution, Couplings, with_gates
 
 
 class MaceNetwork(Network):
@@ -86,15 +87,19 @@ class MaceNetwork(Network):
         one, other = (species[atoms] for atoms in pair_atoms(table))
         basis = self.basis(apart if self.transform is None else self.transform(apart, one, other))
         envelope: Tensor | None = polynomial_envelope(apart / self.cutoff, self.config.envelope_power)
+        # Radial functions with biases do not vanish with the basis, and jump at the cutoff without an envelope.
+        inside = envelope
         if self.config.envelope_on == "basis":
-            basis, envelope = basis * envelope, None
+            basis, envelope, inside = basis * envelope, None, (apart < self.cutoff).to(basis.dtype)
         couplings = self.couplings(self.harmonics(flat / distance), table.neighbors.shape[1])
         out = []
         if self.repulsion is not None:
             out.append({SCALAR: slots.spread(self.repulsion(apart, one, other)).sum(2)})
         features = {SCALAR: self.embedding[species].unsqueeze(1)}
-        for interaction in self.interactions:
-            features = interaction(features, species, basis, envelope, couplings, slots)
+        for layer in range(len(self.interactions)):
+            interaction = self.interaction(layer)
+            factor = inside if interaction.nonlinear is not None else envelope
+            features = interaction(features, species, basis, factor, couplings, slots)
             out.append(features)
         return out
 
@@ -160,16 +165,27 @@ class MaceInteraction(nn.Module):
         self.channels_in = dict.fromkeys(before, channels)
         self.channels_out = dict.fromkeys(_irreps(config.hidden_irreps[layer]), channels)
         self.channels_total = dict.fromkeys(harmonics, channels)
-        senders = {ir: mul for mul, ir in parsed(config.edge_irreps)} if layer and config.edge_irreps else {}
-        senders = senders or self.channels_in
+        senders = self.channels_in
+        if config.edge_irreps and (layer or config.edge_irreps_first):
+            edges = {ir: mul for mul, ir in parsed(config.edge_irreps)}
+            senders = edges if layer else {SCALAR: edges[SCALAR]}
         self.send = IrrepsLinear(self.channels_in, senders)
-        self.convolution = Convolution(config.n_basis, config.radial_hidden, senders, harmonics, harmonics)
-        self.mix = IrrepsLinear(self.convolution.channels_out, self.channels_total)
+        self.nonlinear: NonlinearMessages | None = None
+        self.skip: IrrepsLinear | None = None
+        if config.nonlinear and config.nonlinear[layer]:
+            self.nonlinear = NonlinearMessages(config, senders, self.channels_total, n_elements)
+            self.convolution = Convolution(config.radial_hidden[-1] + 1, (), senders, harmonics, harmonics)
+            self.mix = IrrepsLinear(self.convolution.channels_out, with_gates(self.channels_total))
+            self.skip = IrrepsLinear(self.channels_in, self.channels_out) if layer else None
+        else:
+            self.convolution = Convolution(config.n_basis, config.radial_hidden, senders, harmonics, harmonics)
+            self.mix = IrrepsLinear(self.convolution.channels_out, self.channels_total)
         self.density = nn.Parameter(torch.randn(config.n_basis, 1)) if config.density[layer] else None
         self.residual = config.residual[layer]
         mapped = [ir for ir in self.channels_in if ir in self.channels_out] if self.residual else harmonics
         if self.residual and not layer:
             self.skip_table = nn.Parameter(torch.randn(n_elements, channels))
+        if self.nonlinear is not None or (self.residual and not layer):
             mapped = []
         self.by_element = nn.ParameterDict(
             {str(ir): nn.Parameter(torch.randn(n_elements, channels, channels) / math.sqrt(channels)) for ir in mapped}
@@ -194,16 +210,24 @@ class MaceInteraction(nn.Module):
             features: Features of all atoms: by irrep, float[N, 2 l + 1, channels].
             species: int64[N], index of each atom's element.
             basis: As in `Convolution.forward`.
-            envelope: As in `Convolution.forward`.
+            envelope: As in `Convolution.forward`; of a non-linear interaction, it is never None.
             couplings: As in `Convolution.forward`.
             slots: As in `Convolution.forward`.
         """
-        total = self.mix(self.convolution(self.send(features), basis, couplings, slots, envelope))
+        sent = self.send(features)
+        if self.nonlinear is not None and envelope is not None:
+            functions, divisor = self.nonlinear.functions(basis, envelope, species, slots)
+            total = self.mix(self.convolution(sent, functions, couplings, slots.directed))
+            total = self.nonlinear(total, sent, divisor)
+        else:
+            total = self.mix(self.convolution(sent, basis, couplings, slots, envelope))
         if self.density is not None:
             total = self._normalised(total, self.density, basis, envelope, slots)
         own: Features = {}
         if not self.residual:
             total = self._mapped_by_element(total, species)
+        elif self.skip is not None:
+            own = self.skip(features)
         elif self.by_element:
             own = self._mapped_by_element(features, species)
         else:
@@ -231,20 +255,24 @@ class Readout(nn.Module):
     """Energy of an atom from its scalars, with or without a hidden layer.
 
     Args:
-        kind: ``linear``, ``perceptron`` or ``none``.
+        kind: ``linear``, ``perceptron``, ``biased`` (two hidden layers, and biases but for the first) or ``none``.
         config: Configuration of the network.
     """
 
     def __init__(self, kind: str, config: MaceConfig) -> None:
         super().__init__()
-        widths = {"linear": [1], "perceptron": [config.readout_hidden, 1], "none": []}[kind]
+        hidden = {"linear": 0, "perceptron": 1, "biased": 2, "none": 0}[kind]
+        widths = [] if kind == "none" else [*[config.readout_hidden] * hidden, 1]
         inputs = [config.channels, *widths]
         self.weights = nn.ParameterList(torch.randn(a, b) / math.sqrt(a) for a, b in zip(inputs, widths, strict=False))
+        self.biases = nn.ParameterList(torch.zeros(width) for width in widths[1:] if kind == "biased")
 
     def forward(self, scalars: Tensor) -> Tensor:
         """Map float[N, channels] to float[N]."""
         for place, weight in enumerate(self.weights):
             scalars = (silu(scalars) if place else scalars) @ weight
+            if place and len(self.biases):
+                scalars = scalars + self.biases[place - 1]
         return scalars.squeeze(-1)
 
 

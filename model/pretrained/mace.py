@@ -7,6 +7,8 @@ Conventions that differ from equiscreen's, and how they are converted:
   mean number of neighbours, the prefactor of Bessel functions and the moments of activations;
 - matrices of an element are weights of a tensor product with the one-hot vector of the element;
 - radial functions follow the order of the paths, which depends on the version: reordered;
+- non-linear interactions embed the elements of sender and receiver, and map the embeddings in the first layer of their
+  perceptrons: folded into tables; the bias of the last layer becomes its last row;
 - 3j symbols come from e3nn 0.4.4, and their signs differ from the installed e3nn: the file holds the symbols of the
   convolutions, and the sign is folded into the radial functions;
 - products are sums over all paths of couplings that the file holds; they are rewritten exactly in equiscreen's basis of
@@ -36,10 +38,11 @@ from ..equivariance.symmetric_couplings import symmetrised
 from ..equivariance.tensors import parsed
 from ..layers.symmetric_contraction import SymmetricContraction
 from ..networks.mace import MaceInteraction, MaceNetwork
+from ..networks.nequip import with_gates
 from ..statistics import DataStatistics
 from .e3nn_weights import ordered_columns, sign_of_3j
-from .mace_settings import INTERACTIONS, MaceSettings, settings_of
-from .records.saved_module import read_module
+from .mace_settings import INTERACTIONS, READOUTS, MaceSettings, settings_of
+from .records.saved_module import read_module, root_class
 
 # Tolerance relative to the largest coupling; a float32 file rounds couplings to 6e-8 of the largest.
 _COUPLING_ERROR = 1e-5
@@ -59,6 +62,11 @@ def read_mace(path: str | Path, head: str | None) -> tuple[MaceNetwork, str]:
         CheckpointError: The file is damaged or names something that is not allowed, its architecture is not supported,
             `head` does not exist or is None although there are several heads, or weights are not finite.
     """
+    if root_class(path).endswith(".LAMMPS_MLIAP_MACE"):
+        raise CheckpointError(
+            f"{path} is a file for LAMMPS's ML-IAP, whose network was converted to cuEquivariance; import the .model "
+            "file that it was made from"
+        )
     module = read_module(path, ("mace.",))
     try:
         settings, state = settings_of(module, path), dict(module.tensors())
@@ -136,7 +144,7 @@ class _Reader:
         self.elements = sorted(numbers)
         self.order = torch.tensor([numbers.index(number) for number in self.elements])
         self.n_elements, self.n_heads = len(numbers), len(settings.heads)
-        self.activation = float(normalize2mom(silu).cst)
+        self.activation, self.gate = float(normalize2mom(silu).cst), float(normalize2mom(torch.sigmoid).cst)
         self.prefactor = 1.0
         if settings.radial_type == "bessel":
             self.prefactor = float(self.read("radial_embedding.bessel_fn.prefactor"))
@@ -156,8 +164,10 @@ class _Reader:
             weights |= self.interaction(layer, network.interaction(layer), embedding)
         places = [place for place, kind in enumerate(network.config.readouts) if kind != "none"]
         for number, layer in enumerate(places):
-            for place, matrix in enumerate(self.readout(number, network.config.readouts[layer], channels)):
-                weights[f"readouts.{layer}.weights.{place}"] = matrix
+            weights |= {
+                f"readouts.{layer}.{name}": x
+                for name, x in self.readout(number, network.config.readouts[layer], channels).items()
+            }
         network.load_state_dict(weights)
         return network.to(self.state["node_embedding.linear.weight"].dtype).eval()
 
@@ -172,6 +182,7 @@ class _Reader:
         every, last = " + ".join(str(ir) for _, ir in hidden), str(hidden[0][1])
         blocks = [INTERACTIONS[settings.interaction_cls_first], *[INTERACTIONS[settings.interaction_cls]] * (count - 1)]
         readouts = ["none" if settings.use_last_readout_only else "linear"] * (count - 1)
+        readouts.append("linear" if count == 1 else READOUTS[settings.readout_cls])
         correlation = settings.correlation
         repulsion = self.repulsion() if settings.pair_repulsion else None
         values: dict[str, Any] = {
@@ -180,10 +191,12 @@ class _Reader:
             "channels": channels,
             "hidden_irreps": (*[every] * (count - 1), last),
             "edge_irreps": settings.edge_irreps or "",
+            "edge_irreps_first": settings.use_edge_irreps_first and settings.edge_irreps is not None,
             "l_max": settings.max_ell,
             "correlation": (correlation,) * count if isinstance(correlation, int) else correlation,
-            "residual": tuple(residual for residual, _ in blocks),
-            "density": tuple(density for _, density in blocks),
+            "residual": tuple(block.residual for block in blocks),
+            "density": tuple(block.density for block in blocks),
+            "nonlinear": tuple(block.nonlinear for block in blocks) if any(block.nonlinear for block in blocks) else (),
             "basis": settings.radial_type,
             "n_basis": settings.num_bessel,
             "radial_hidden": settings.radial_MLP,
@@ -191,7 +204,7 @@ class _Reader:
             "envelope_on": "basis" if settings.apply_cutoff else "functions",
             "transform": settings.distance_transform.lower(),
             "repulsion": repulsion,
-            "readouts": (*readouts, "linear" if count == 1 else "perceptron"),
+            "readouts": tuple(readouts),
             "readout_hidden": sum(mul for mul, _ in parsed(settings.MLP_irreps)),
         }
         transform = "radial_embedding.distance_transform"
@@ -256,19 +269,84 @@ class _Reader:
         convolution = ours.convolution
         out = linear_weights(self.read(f"{name}.linear_up.weight"), ours.channels_in, convolution.channels)
         weights = {f"{target}.send.weights.{irrep}": matrix for irrep, matrix in out.items()}
+        out = linear_weights(self.read(f"{product}.linear.weight"), ours.channels_out, ours.channels_out)
+        weights |= {f"{target}.update.weights.{irrep}": matrix for irrep, matrix in out.items()}
+        weights[f"{target}.contraction.weights"] = self.contraction(product, ours)
+        if ours.nonlinear is not None:
+            return weights | self.nonlinear(layer, ours, embedding)
         out = linear_weights(self.read(f"{name}.linear.weight"), convolution.channels_out, ours.channels_total)
         norm = 1.0 if ours.density is not None else self.settings.avg_num_neighbors
         weights |= {f"{target}.mix.weights.{irrep}": matrix / norm for irrep, matrix in out.items()}
-        out = linear_weights(self.read(f"{product}.linear.weight"), ours.channels_out, ours.channels_out)
-        weights |= {f"{target}.update.weights.{irrep}": matrix for irrep, matrix in out.items()}
         if ours.density is not None:
             density = self.read(f"{name}.density_fn.layer0.weight")
             weights[f"{target}.density"] = density * self.prefactor / math.sqrt(len(density))
         for place, matrix in enumerate(self.radial(name, ours)):
             weights[f"{target}.convolution.radial.{place}"] = matrix
-        weights |= self.by_element(layer, ours, embedding)
-        weights[f"{target}.contraction.weights"] = self.contraction(product, ours)
+        return weights | self.by_element(layer, ours, embedding)
+
+    def nonlinear(self, layer: int, ours: MaceInteraction, embedding: Tensor) -> dict[str, Tensor]:
+        """Return the weights of a non-linear interaction that other interactions do not have, by parameter name."""
+        name, total, convolution = f"interactions.{layer}", ours.channels_total, ours.convolution
+        target, perceptron, density = f"{name}.nonlinear", f"{name}.conv_tp_weights.net", f"{name}.density_fn.net"
+        place = 3 * len(self.settings.radial_MLP)
+        bias = self.read(f"{perceptron}.{place}.bias").unsqueeze(0)
+        last = torch.cat([self.read(f"{perceptron}.{place}.weight").T, bias])
+        weights = {
+            **self.element_perceptron(name, perceptron, f"{target}.radial", len(self.settings.radial_MLP)),
+            **self.element_perceptron(name, density, f"{target}.density", 1),
+            f"{name}.convolution.radial.0": self.in_our_order(name, last, ours),
+            f"{target}.density_weight": self.read(f"{density}.3.weight").T,
+            f"{target}.density_bias": self.read(f"{density}.3.bias"),
+            f"{target}.alpha": self.read(f"{name}.alpha"),
+            f"{target}.beta": self.read(f"{name}.beta"),
+        }
+        gated, senders = with_gates(total), convolution.channels
+        linear = {
+            f"{name}.mix": linear_weights(self.read(f"{name}.linear_1.weight"), convolution.channels_out, gated),
+            f"{target}.own": linear_weights(self.read(f"{name}.linear_res.weight"), senders, gated),
+            f"{target}.update": {
+                irrep: matrix * (self.activation if irrep == SCALAR else self.gate)
+                for irrep, matrix in linear_weights(self.read(f"{name}.linear_2.weight"), total, total).items()
+            },
+        }
+        skip = linear_weights(self.read(f"{name}.skip_tp.weight"), ours.channels_in, ours.channels_out)
+        if layer:
+            linear[f"{name}.skip"] = skip
+        else:
+            weights[f"{name}.skip_table"] = embedding @ skip[SCALAR] / math.sqrt(embedding.shape[1])
+        for module, matrices in linear.items():
+            weights |= {f"{module}.weights.{irrep}": matrix for irrep, matrix in matrices.items()}
         return weights
+
+    def element_perceptron(self, name: str, prefix: str, target: str, depth: int) -> dict[str, Tensor]:
+        """Return the weights of the hidden layers of a perceptron of both elements, by parameter name.
+
+        Args:
+            name: Name of the interaction.
+            prefix: Name of the perceptron's layers in the file.
+            target: Name of our perceptron.
+            depth: Number of hidden layers.
+        """
+        matrices = [self.read(f"{prefix}.{3 * place}.weight").T for place in range(depth)]
+        biases = [self.read(f"{prefix}.{3 * place}.bias") for place in range(depth)]
+        embedded = []
+        for one in ("source", "target"):
+            table = self.read(f"{name}.{one}_embedding.weight").view(self.n_elements, -1)
+            embedded.append(table[self.order] / math.sqrt(self.n_elements))
+        width = embedded[0].shape[1]
+        basis, source, receiver = torch.split(matrices[0], [self.settings.num_bessel, width, width])
+        out = {
+            f"{target}.weights.0": basis * self.prefactor,
+            f"{target}.senders": embedded[0] @ source,
+            f"{target}.receivers": embedded[1] @ receiver + biases[0],
+        }
+        for place in range(depth):
+            out[f"{target}.gains.{place}"] = self.read(f"{prefix}.{3 * place + 1}.weight")
+            out[f"{target}.shifts.{place}"] = self.read(f"{prefix}.{3 * place + 1}.bias")
+            if place:
+                out[f"{target}.weights.{place}"] = matrices[place]
+                out[f"{target}.biases.{place - 1}"] = biases[place]
+        return out
 
     def radial(self, name: str, ours: MaceInteraction) -> list[Tensor]:
         """Return the matrices of the radial perceptron, with the columns of the last in the order of `ours`."""
@@ -276,13 +354,16 @@ class _Reader:
         matrices = [self.read(f"{name}.conv_tp_weights.layer{place}.weight") for place in range(count)]
         gains = [self.prefactor, *[self.activation] * (count - 1)]
         matrices = [m * gain / math.sqrt(len(m)) for m, gain in zip(matrices, gains, strict=True)]
+        return [*matrices[:-1], self.in_our_order(name, matrices[-1], ours)]
+
+    def in_our_order(self, name: str, last: Tensor, ours: MaceInteraction) -> Tensor:
+        """Reorder the columns of the last matrix of a radial perceptron, and multiply them by the signs of the file."""
         convolution = ours.convolution
         signs = [self.sign(f"{name}.conv_tp", path) for path in convolution.paths]
         theirs = convolution.paths
         if self.settings.path_order == "sorted":
             theirs = sorted(theirs, key=lambda path: path.out)
-        last = ordered_columns(matrices[-1], theirs, convolution.paths, convolution.channels, signs)
-        return [*matrices[:-1], last]
+        return ordered_columns(last, theirs, convolution.paths, convolution.channels, signs)
 
     def sign(self, prefix: str, path: IrrepPath) -> float:
         """Return the sign of the 3j symbols of the file, relative to the installed e3nn."""
@@ -325,18 +406,29 @@ class _Reader:
                 rewrite_products(contraction, irrep, couplings, weights[self.order], out)
         return out
 
-    def readout(self, number: int, kind: str, channels: int) -> list[Tensor]:
-        """Return the matrices of a readout for the head; `number` counts the readouts of the file."""
+    def readout(self, number: int, kind: str, channels: int) -> dict[str, Tensor]:
+        """Return the weights of a readout for the head, by name; `number` counts the readouts of the file."""
         name = f"readouts.{number}"
         if kind == "linear":
             matrix = self.read(f"{name}.linear.weight").view(channels, self.n_heads)
-            return [matrix[:, self.head : self.head + 1] / math.sqrt(channels)]
+            return {"weights.0": matrix[:, self.head : self.head + 1] / math.sqrt(channels)}
         matrix = self.read(f"{name}.linear_1.weight").view(channels, -1)
         width = matrix.shape[1] // self.n_heads
         here = slice(self.head * width, (self.head + 1) * width)
         last = self.read(f"{name}.linear_2.weight").view(width * self.n_heads, self.n_heads)
-        energy = last[here, self.head : self.head + 1] * self.activation / math.sqrt(len(last))
-        return [matrix[:, here] / math.sqrt(channels), energy]
+        # Both layers divide by the width over all heads, although only the scalars of one head are not zero.
+        gain = self.activation / math.sqrt(len(last))
+        first, energy = matrix[:, here] / math.sqrt(channels), last[here, self.head : self.head + 1] * gain
+        if kind == "perceptron":
+            return {"weights.0": first, "weights.1": energy}
+        middle = self.read(f"{name}.linear_mid.weight").view(len(last), len(last))
+        return {
+            "weights.0": first,
+            "weights.1": middle[here, here] * gain,
+            "weights.2": energy,
+            "biases.0": self.read(f"{name}.linear_mid.bias")[here],
+            "biases.1": self.read(f"{name}.linear_2.bias")[self.head : self.head + 1],
+        }
 
 
 def linear_weights(flat: Tensor, into: Mapping[Irrep, int], out: Mapping[Irrep, int]) -> dict[Irrep, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -15,14 +15,25 @@ from ..config.network import MAX_LAYERS, MAX_PRODUCT_DEGREE, MAX_WIDTH
 from .records.record import Record
 
 MODELS = ("MACE", "ScaleShiftMACE")
-# Interaction blocks, and whether they have the residual connection and the density normalisation.
+
+
+class Block(NamedTuple):
+    """What an interaction block is made of; the attributes are those of `MaceConfig`."""
+
+    residual: bool = False
+    density: bool = False
+    nonlinear: bool = False
+
+
 INTERACTIONS = {
-    "RealAgnosticInteractionBlock": (False, False),
-    "RealAgnosticResidualInteractionBlock": (True, False),
-    "RealAgnosticDensityInteractionBlock": (False, True),
-    "RealAgnosticDensityResidualInteractionBlock": (True, True),
+    "RealAgnosticInteractionBlock": Block(),
+    "RealAgnosticResidualInteractionBlock": Block(residual=True),
+    "RealAgnosticDensityInteractionBlock": Block(density=True),
+    "RealAgnosticDensityResidualInteractionBlock": Block(residual=True, density=True),
+    "RealAgnosticResidualNonLinearInteractionBlock": Block(residual=True, nonlinear=True),
 }
-READOUTS = {"LinearReadoutBlock": "linear", "NonLinearReadoutBlock": "perceptron"}
+# Readouts after the last interaction; the others are linear.
+READOUTS = {"NonLinearReadoutBlock": "perceptron", "NonLinearBiasReadoutBlock": "biased"}
 BASES = {"BesselBasis": "bessel", "GaussianBasis": "gaussian", "ChebychevBasis": "chebyshev"}
 TRANSFORMS = {"AgnesiTransform": "Agnesi", "SoftTransform": "Soft"}
 MAX_ELEMENTS = 118
@@ -60,7 +71,8 @@ class MaceSettings(BaseModel):
         use_last_readout_only: Whether only the last interaction has a readout.
         use_agnostic_product: Whether all elements share the weights of the products.
         use_so3: Not supported: features without parity.
-        use_edge_irreps_first: Not supported: `edge_irreps` in the first interaction.
+        use_edge_irreps_first: Whether senders pass on only the scalars of `edge_irreps` in the first interaction.
+        readout_cls: Block of the last readout.
         keep_last_layer_irreps: Not supported: more than the first irrep after the last interaction.
         use_reduced_cg: Ignored, because the coupling matrices are read from the file.
         heads: Names of the heads.
@@ -96,7 +108,8 @@ class MaceSettings(BaseModel):
     use_last_readout_only: bool = False
     use_agnostic_product: bool = False
     use_so3: Literal[False] = False
-    use_edge_irreps_first: Literal[False] = False
+    use_edge_irreps_first: bool = False
+    readout_cls: Literal["NonLinearReadoutBlock", "NonLinearBiasReadoutBlock"] = "NonLinearReadoutBlock"
     keep_last_layer_irreps: Literal[False] = False
     use_reduced_cg: bool = False
     heads: tuple[str, ...] = Field(default=("Default",), min_length=1, max_length=1000)
@@ -197,8 +210,9 @@ def settings_of(module: Record, where: str | Path) -> MaceSettings:
         **_radial_settings(module["radial_embedding"], first["conv_tp_weights"]),
         **_readout_settings(module, len(interactions), where),
     }
+    values["edge_irreps"] = _edge_irreps(last)
     if others:
-        values |= {"interaction_cls": others.pop(), "edge_irreps": _edge_irreps(last)}
+        values["interaction_cls"] = others.pop()
     return MaceSettings.checked(values, where)
 
 
@@ -216,10 +230,18 @@ def _radial_settings(radial: Record, perceptron: Record) -> dict[str, Any]:
         "num_bessel": int(radial["out_dim"]),
         "num_polynomial_cutoff": int(radial["cutoff_fn"]["p"]),
         "radial_type": BASES.get(radial["bessel_fn"].name, radial["bessel_fn"].name),
-        "radial_MLP": [int(layer["weight"].shape[1]) for layer in perceptron.children().values()][:-1],
+        "radial_MLP": _hidden_widths(perceptron),
         "apply_cutoff": bool(radial.get("apply_cutoff", True)),
         "distance_transform": "None" if transform is None else TRANSFORMS.get(transform.name, transform.name),
     }
+
+
+def _hidden_widths(perceptron: Record) -> list[int]:
+    """Return the widths of the hidden layers of a radial perceptron."""
+    if perceptron.name == "RadialMLP":
+        matrices = [layer["weight"] for layer in perceptron["net"].children().values() if layer.name == "Linear"]
+        return [len(matrix) for matrix in matrices[:-1]]
+    return [int(layer["weight"].shape[1]) for layer in perceptron.children().values()][:-1]
 
 
 def _readout_settings(module: Record, interactions: int, where: str | Path) -> dict[str, Any]:
@@ -227,9 +249,10 @@ def _readout_settings(module: Record, interactions: int, where: str | Path) -> d
     heads = [str(name) for name in module.get("heads") or ["Default"]]
     readouts = _readouts(module, interactions, where)
     values = {"heads": heads, "use_last_readout_only": len(readouts) < interactions}
-    if readouts[-1].name == "NonLinearReadoutBlock":
+    if readouts[-1].name in READOUTS:
         width = int(readouts[-1]["linear_2"]["weight"].numel()) // len(heads) ** 2
         values |= {"MLP_irreps": f"{width}x0e", "gate": _activation(readouts[-1]["non_linearity"])}
+        values["readout_cls"] = readouts[-1].name
     return values
 
 
@@ -242,8 +265,9 @@ def _readouts(module: Record, interactions: int, where: str | Path) -> list[Reco
     readouts = _numbered(module["readouts"])
     kinds = [one.name for one in readouts]
     # With one interaction, its readout is linear.
-    expected = ["LinearReadoutBlock"] * (interactions - 1) + ["NonLinearReadoutBlock"] if interactions > 1 else kinds
-    if kinds not in (expected, expected[-1:]) or any(kind not in READOUTS for kind in kinds):
+    lasts = READOUTS if interactions > 1 else ["LinearReadoutBlock"]
+    expected = ["LinearReadoutBlock"] * (interactions - 1) + kinds[-1:]
+    if kinds not in (expected, expected[-1:]) or kinds[-1] not in lasts:
         raise CheckpointError(f"{where}: unsupported architecture: readouts {', '.join(kinds)}")
     return readouts
 

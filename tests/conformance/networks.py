@@ -124,7 +124,8 @@ def nequip_of(settings: Mapping[str, Any], dtype: torch.dtype = torch.float64) -
     return NequipNetwork(NequipConfig(**{**given, **settings}), ELEMENTS, statistics, dtype).eval()
 
 
-# Narrow versions of MACE-MP-0 and of its later versions with density normalisation, Agnesi transform and repulsion.
+# Narrow versions of MACE-MP-0, of its later versions with density normalisation, Agnesi transform and repulsion, and of
+# MACE-MH-1.
 MACE: dict[str, dict[str, Any]] = {
     "mp-0": {"hidden_irreps": ("0e + 1o", "0e"), "l_max": 2, "correlation": (3, 2), "residual": (True, True)},
     "mp-0b": {
@@ -146,6 +147,18 @@ MACE: dict[str, dict[str, Any]] = {
         "basis": "gaussian",
         "transform": "soft",
         "envelope_on": "functions",
+    },
+    "mh-1": {
+        "hidden_irreps": ("0e + 1o", "0e"),
+        "edge_irreps": "2x0e + 2x1o",
+        "edge_irreps_first": True,
+        "l_max": 2,
+        "correlation": (2, 2),
+        "residual": (True, True),
+        "nonlinear": (True, True),
+        "transform": "agnesi",
+        "envelope_on": "functions",
+        "readouts": ("none", "biased"),
     },
 }
 

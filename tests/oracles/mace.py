@@ -4,14 +4,16 @@
 
 PYTHON is the interpreter of an environment with mace-torch only, which pins an old e3nn, whose constants PyTorch only
 loads with this variable; `make oracles` makes the environment and runs this script in it. The checkpoints cover all
-possible pairs of values in `SETTINGS`. The weights are random, scaled so that features are at most one and forces as in
-real data; those of the first checkpoint are then trained for some steps. The folder `mace` beside this file receives
+possible pairs of values in `SETTINGS`, and then all in `NONLINEAR`, the settings of multi-head models. The weights are
+random, scaled so that features are at most one and forces as in real data; those of the first checkpoint are then
+trained for some steps. The folder `mace` beside this file receives
 
 - `settings.json`: the settings of each checkpoint, as `equiscreen import --config` reads them;
 - `NUMBER.npz`: its state dict, and under `expected.` the energies, forces and stresses of all structures for the last
   head, computed in float64 whatever the dtype of the weights;
 - `structures.npz`: the twelve structures;
 - `module.model`: one checkpoint as mace-torch itself writes it;
+- `nonlinear.model`: one of `NONLINEAR`, likewise, but compressed;
 - `NUMBER-KIND.pt`: some checkpoints as TorchScript archives, in the forms that `mace_run_train`,
   `mace_create_lammps_model` and CP2K's script write.
 
@@ -85,6 +87,37 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "dtype": ("float32", "float64"),
 }
 
+# Values of the settings that the multi-head models MACE-MH-0 and MACE-MH-1 introduced, those of MACE-MH-1 first.
+NONLINEAR: dict[str, tuple[Any, ...]] = {
+    "interaction_cls_first": (
+        "RealAgnosticResidualNonLinearInteractionBlock",
+        "RealAgnosticDensityInteractionBlock",
+    ),
+    "interaction_cls": (
+        "RealAgnosticResidualNonLinearInteractionBlock",
+        "RealAgnosticDensityResidualInteractionBlock",
+    ),
+    "readout_cls": ("NonLinearBiasReadoutBlock", "NonLinearReadoutBlock"),
+    "edge_irreps": ("2x0e + 3x1o", None),
+    "use_edge_irreps_first": (True, False),
+    "apply_cutoff": (False, True),
+    "use_agnostic_product": (True, False),
+    "use_last_readout_only": (True, False),
+    "heads": (("pbe", "r2scan", "dft"), ("Default",)),
+    "hidden_irreps": ("4x0e + 4x1o", "4x0e + 4x1o + 4x2e"),
+    "num_interactions": (2, 1, 3),
+    "pair_repulsion": (True, False),
+    "dtype": ("float32", "float64"),
+}
+# The same for all checkpoints of `NONLINEAR`.
+NONLINEAR_FIXED: Setting = {
+    "model": "ScaleShiftMACE",
+    "max_ell": 2,
+    "correlation": 2,
+    "radial_type": "bessel",
+    "distance_transform": "Agnesi",
+}
+
 # The same for all checkpoints.
 FIXED: Setting = {
     "family": "mace",
@@ -126,16 +159,16 @@ def structures() -> list[Atoms]:
     ]
 
 
-def grid() -> Iterator[Setting]:
+def grid(choices: dict[str, tuple[Any, ...]]) -> Iterator[Setting]:
     """Yield settings, chosen greedily, until each possible pair of values has occurred; the usual ones come first."""
-    names, rng = list(SETTINGS), random.Random(SEED)
+    names, rng = list(choices), random.Random(SEED)
     pairs = {
         ((one, x), (other, y))
         for one, other in itertools.combinations(names, 2)
-        for x, y in itertools.product(SETTINGS[one], SETTINGS[other])
+        for x, y in itertools.product(choices[one], choices[other])
         if possible({one: x, other: y})
     }
-    chosen = {name: values[0] for name, values in SETTINGS.items()}
+    chosen = {name: values[0] for name, values in choices.items()}
     while True:
         yield chosen
         pairs -= covered(chosen)
@@ -143,7 +176,7 @@ def grid() -> Iterator[Setting]:
             return
         rows, missing = [], sorted(pairs, key=repr)
         for _ in range(400):
-            row = {name: rng.choice(values) for name, values in SETTINGS.items()} | dict(rng.choice(missing))
+            row = {name: rng.choice(values) for name, values in choices.items()} | dict(rng.choice(missing))
             rows += [row] if possible(row) else []
         chosen = max(rows, key=lambda row: len(covered(row) & pairs))
 
@@ -155,12 +188,14 @@ def covered(setting: Setting) -> set[tuple[Any, Any]]:
 
 def possible(setting: Setting) -> bool:
     """Whether settings are compatible: some need a second interaction, vectors, or transformed distances below one."""
-    one, usual = setting.get("num_interactions") == 1, SETTINGS["interaction_cls"][0]
-    needs_more = setting.get("use_last_readout_only") or setting.get("edge_irreps")
-    needs_more = needs_more or setting.get("interaction_cls", usual) != usual
+    one, first_edges = setting.get("num_interactions") == 1, setting.get("use_edge_irreps_first")
+    usual = [choices["interaction_cls"][0] for choices in (SETTINGS, NONLINEAR)]
+    needs_more = setting.get("use_last_readout_only") or setting.get("edge_irreps") or first_edges
+    needs_more = needs_more or setting.get("interaction_cls", usual[0]) not in usual
     chebyshev = setting.get("radial_type") == "chebyshev"
     return not (
         (one and needs_more)
+        or (first_edges and setting.get("edge_irreps", "") is None)
         or (setting.get("edge_irreps") and setting.get("hidden_irreps") == "4x0e")
         or (chebyshev and setting.get("distance_transform", "Agnesi") != "Agnesi")
     )
@@ -179,6 +214,8 @@ def build(setting: Setting) -> torch.nn.Module:
         "gate": torch.nn.functional.silu,
         "use_reduced_cg": False,
     }
+    if "readout_cls" in setting:
+        given["readout_cls"] = modules.readout_classes[setting["readout_cls"]]
     for name in ("hidden_irreps", "MLP_irreps", "edge_irreps"):
         given[name] = o3.Irreps(setting[name]) if setting[name] else None
     if setting["model"] == "ScaleShiftMACE":
@@ -187,6 +224,7 @@ def build(setting: Setting) -> torch.nn.Module:
         given["atomic_inter_shift"] = rng.uniform(-0.2, 0.2, len(heads)) if several else 0.1
     torch.manual_seed(SEED)
     model = getattr(modules, setting["model"])(**given)
+    shake(model)
     calculator = MACECalculator(models=[model], device="cpu", default_dtype="float64", head=heads[-1])
     batches = [calculator._atoms_to_batch(atoms).to_dict() for atoms in structures()]
     for product in model.products:
@@ -202,6 +240,21 @@ def build(setting: Setting) -> torch.nn.Module:
         last = readout.linear_2 if hasattr(readout, "linear_2") else readout.linear
         last.weight.data /= max(1.0, largest)
     return model
+
+
+def shake(model: torch.nn.Module) -> None:
+    """Draw those weights that are the same in all new networks, or nearly zero, so that their conversion is tested."""
+    rng = np.random.default_rng(SEED)
+    for name, weight in model.named_parameters():
+        shape = tuple(weight.shape)
+        if name.endswith(("source_embedding.weight", "target_embedding.weight")):
+            weight.data = torch.tensor(rng.normal(0, 1, shape))
+        elif name.endswith((".alpha", ".beta")):
+            weight.data = torch.tensor(rng.uniform(1, 3))
+        elif ".net." in name and name.endswith(".weight") and weight.dim() == 1:
+            weight.data = torch.tensor(rng.uniform(0.5, 1.5, shape))
+        elif (name.startswith("readouts.") and name.endswith(".bias")) or (".net." in name and weight.dim() == 1):
+            weight.data = torch.tensor(rng.normal(0, 0.3, shape))
 
 
 def train(model: torch.nn.Module, head: str) -> None:
@@ -283,7 +336,9 @@ def main(folder: Path) -> None:
     }
     np.savez_compressed(folder / "structures.npz", atoms=[len(atoms) for atoms in made], **arrays, **cells)
     files = []
-    for place, chosen in enumerate(grid()):
+    plain = len(usual := list(grid(SETTINGS)))
+    multihead = [{**NONLINEAR_FIXED, **setting} for setting in grid(NONLINEAR)]
+    for place, chosen in enumerate([*usual, *multihead]):
         setting = {**FIXED, **chosen}
         model = build(setting)
         if not place:
@@ -292,11 +347,15 @@ def main(folder: Path) -> None:
         state = {name: value.numpy().copy() for name, value in model.state_dict().items()}
         if place == MODULE:
             torch.save(model, folder / "module.model")
+        if place == plain:
+            stream = io.BytesIO()
+            torch.save(model, stream)
+            (folder / "nonlinear.model").write_bytes(compressed(stream.getvalue()))
         if place in SCRIPTS:
             content = script(model, SCRIPTS[place], setting["heads"][-1])
             (folder / f"{place}-{SCRIPTS[place]}.pt").write_bytes(content)
         expected = predictions(model, setting["heads"][-1])
-        print(place, {name: value for name, value in chosen.items() if value != SETTINGS[name][0]})
+        print(place, {name: value for name, value in chosen.items() if value != SETTINGS.get(name, [None])[0]})
         print(f"largest force {np.abs(expected['forces']).max():.3g} eV/angstrom", flush=True)
         found = {f"expected.{name}": value for name, value in expected.items()}
         np.savez_compressed(folder / f"{place}.npz", **state, **found)
