@@ -4,6 +4,7 @@
 # make docs-test  build the documentation, and run the examples in README, docs and docstrings, and the notebooks
 # make docs       build the documentation as a site in build/site; a broken link or a misspelt word is an error
 # make slow       run the tests marked slow, then the benchmarks that need only DATA; this takes a while
+# make bench      compare the speed with other packages' (hours; BENCH=--quick tries it), and print one table
 # make oracles    compute anew what the codes of published weights predict, for the tests of imported networks
 # make dist       build the wheel and the source distribution in dist
 # make release-check  say what still keeps this version from being released
@@ -14,8 +15,9 @@
 # `make test PYTHON=python3.12` uses .venv-3.12. DATA is the folder of the data sets.
 PYTHON ?= python3.11
 # An interpreter that only pyenv knows is not on PATH, or its shim there fails unless that version is the active one.
-INTERPRETER := $(shell for python in "$(PYTHON)" "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin/"$(notdir $(PYTHON))"; do \
+interpreter = $(shell for python in "$(1)" "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin/"$(notdir $(1))"; do \
   "$$python" -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
+INTERPRETER := $(call interpreter,$(PYTHON))
 VERSION := $(if $(INTERPRETER),$(shell "$(INTERPRETER)" -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
 VENV := $(if $(filter 3.11,$(VERSION)),.venv,.venv-$(VERSION))
 BIN := $(VENV)/bin
@@ -42,8 +44,13 @@ PEER_nequip_old := nequip==0.7.1
 READERS := $(if $(filter 3.11 3.12,$(VERSION)),optimade) crate
 PEER_optimade := optimade-maker==1.0.0 optimade[http-client]==1.5.0
 PEER_crate := roc-validator==0.13.0 rocrate==0.13.0
+# Further packages that `make bench` measures. TorchSim needs Python 3.12; it also runs our files.
+BENCH_PEERS := sevennet nequip mace matcalc torchsim
+PEER_matcalc := sevenn==0.13.0 matcalc==0.7.0
+PYTHON_torchsim := python3.12
+PEER_torchsim := torch-sim-atomistic==0.6.2 sevenn==0.13.0 --editable '.[cpu]'
 
-.PHONY: demo test lint docs-test docs slow oracles dist release-check models-wheel clean
+.PHONY: demo test lint docs-test docs slow bench oracles dist release-check models-wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/equiscreen demo --out $(DEMO_OUT) --overwrite
@@ -87,15 +94,20 @@ slow: $(VENV)/installed $(READERS:%=build/peers/%/installed)
 	$(BIN)/python tests/benchmarks/rank.py $(DATA)
 	$(BIN)/python tests/benchmarks/screening_skill.py $(DATA)
 
+bench: $(VENV)/installed $(BENCH_PEERS:%=build/peers/%/installed)
+	$(BIN)/python tests/benchmarks/bench.py --data $(DATA) --peers build/peers --out build/bench $(BENCH)
+
 oracles: $(addprefix oracle-,$(ORACLES))
 
 # mace-torch pins an e3nn whose constants PyTorch only loads with this variable.
 oracle-%: build/peers/%/installed
 	TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 build/peers/$*/bin/python -m tests.oracles.$*
 
+PEER_PYTHON = $(call interpreter,$(or $(PYTHON_$*),$(PYTHON)))
 build/peers/%/installed:
-	"$(INTERPRETER)" -m venv --upgrade-deps $(@D)
-	$(@D)/bin/python -m pip install --quiet $(if $(filter $*,$(ORACLES)),torch==2.13.0) $(PEER_$*)
+	@test -n "$(PEER_PYTHON)" || { echo "no interpreter $(or $(PYTHON_$*),$(PYTHON)) for $(@D)" >&2; exit 1; }
+	"$(PEER_PYTHON)" -m venv --upgrade-deps $(@D)
+	$(@D)/bin/python -m pip install --quiet $(if $(filter $*,$(ORACLES) $(BENCH_PEERS)),torch==2.13.0) $(PEER_$*)
 	touch $@
 
 dist: $(VENV)/installed

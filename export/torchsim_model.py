@@ -128,7 +128,8 @@ def _graphs(state: SimState, order: NDArray[np.int64], cutoff: float) -> GraphBl
     ends = np.cumsum(np.bincount(_array(state.system_idx)))[:-1]
     numbers = np.split(_array(state.atomic_numbers)[order], ends)
     positions = np.split(_array(state.positions)[order], ends)
-    pbc, graphs = _array(state.pbc), []
+    pbc = _array(state.pbc)
+    graphs = []
     # TorchSim stores lattice vectors as columns.
     for index, cell in enumerate(_array(state.row_vector_cell)):
         try:

@@ -1,31 +1,38 @@
-"""A relaxation campaign with 7net-0: `equiscreen relax` compared with SevenNet's code in ASE, and with TorchSim.
+"""A relaxation campaign with 7net-0: `equiscreen relax` compared with SevenNet in ASE, MatCalc and TorchSim.
 
-    python tests/benchmarks/relax_campaign.py --data DATA_FOLDER [--structures 500] [--slow-side 100] [--cores 2]
-        [--max-steps 500] [--scratch FOLDER]
+    python tests/benchmarks/relax_campaign.py --data DATA_FOLDER [--peers build/peers] [--structures 500]
+        [--slow-side 100] [--rounds 3] [--max-steps 500] [--batch-atoms 40 80 160 320] [--sides NAME ...]
+        [--scratch FOLDER]
 
-Crystals of mp_20_val.csv.gz are rattled by 0.1 angstrom and strained by 3 %, and relaxed, cell and positions together,
+Crystals of mp_20_val.csv.gz are rattled by 0.1 angstrom and strained by 2 %, and relaxed, cell and positions together,
 until the forces of ASE's FrechetCellFilter, on atoms and cell, are below 0.05 eV/angstrom, in at most --max-steps
-steps.
+steps. In each round all sides run in turn, on all cores:
 
 - equiscreen: `relax` as a user would run it, from a graph store to finished stores on disk, with one single-threaded
-  Dask worker per core; L-BFGS, then FIRE.
-- SevenNet + ASE: SevenNet's calculator, FrechetCellFilter and FIRE with ASE's defaults, in --cores single-threaded
-  processes, which share the first --slow-side crystals. The start of the processes is not counted.
-- TorchSim: its batched FIRE with cells, which has the same criterion, on the same crystals in one process with --cores
-  threads. Its own wrapper of SevenNet cannot be imported with SevenNet 0.13, so it uses our exported file.
+  Dask worker per core, whose start is counted; L-BFGS, then FIRE; all --structures crystals.
+- The others, in single-threaded processes, one per core, which share the first --slow-side crystals; their start is not
+  counted, and a side that fails is left out. `relax_peers.py` explains them: SevenNet's calculator in ASE with FIRE and
+  with LBFGS, MatCalc, and TorchSim with its batched FIRE and L-BFGS, its autobatching at the batch size that it finds
+  fastest, and as model SevenNet's own wrapper or our exported file. Each has an environment of its own in the folder
+  --peers.
 
-Energies of relaxed crystals are computed by the code that relaxed them. The time of 257,000 relaxations (the size of
-the WBM set) on 64 cores is extrapolated from our rate. Prints the text of `relax_campaign.txt`.
+"per CPU second" divides by the CPU time of all processes, which other programs on the machine disturb less; ratios are
+of these rates, in the same round. Energies of relaxed crystals are computed by the code that relaxed them, and compared
+in the first round. The time of 257,000 relaxations (the size of the WBM set) on 64 cores is extrapolated from our rate.
+Prints the text of `relax_campaign.txt`.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import json
+import os
+import resource
 import shutil
+import subprocess
 import time
-import warnings
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,100 +43,130 @@ from equiscreen.screening import RelaxSettings, relax
 from equiscreen.screening.relaxation.optimizers import Optimizer
 from numpy.typing import NDArray
 from pretrained import crystals, exported, header, kept_folder
+from relax_peers import SIDES, Given, Made
 
 MODEL = "7net-0"
-RATTLE, STRAIN = 0.1, 0.03
+RATTLE, STRAIN = 0.1, 0.02
 FMAX = 0.05
 WBM, NODE_CORES = 257_000, 64
 TOLERANCE = 2e-3  # eV/atom
+OURS = {
+    optimizer: f"equiscreen {title}" for optimizer, title in ((Optimizer.LBFGS, "L-BFGS"), (Optimizer.FIRE, "FIRE"))
+}
+BEST = OURS[Optimizer.LBFGS]
 
 
-def print_side(title: str, seconds: float, steps: Sequence[int], unfinished: int) -> float:
-    """Print one line of the table.
+@dataclass(frozen=True)
+class Run:
+    """One side in one round.
 
-    Returns:
-        Structures per second.
+    Attributes:
+        seconds: Wall time.
+        cpu_seconds: CPU time of all processes.
+        energies: Energy of each relaxed crystal, eV/atom, in the order of the crystals.
+        steps: Steps of each relaxation; empty if they are not known.
+        setting: Versions and settings; may be empty.
     """
-    rate = len(steps) / seconds
-    print(
-        f"{title:<34}{len(steps):>11,}{seconds:>10.1f}{rate:>14.2f}{np.mean(steps):>10.1f}{np.median(steps):>9.0f}"
-        f"{unfinished:>12}",
-        flush=True,
-    )
-    return rate
+
+    seconds: float
+    cpu_seconds: float
+    energies: NDArray[np.float64]
+    steps: Sequence[int]
+    setting: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Structures per second of CPU time."""
+        return len(self.energies) / self.cpu_seconds
+
+    def print(self, title: str) -> None:
+        """Print one line of the table."""
+        steps = f"{np.mean(self.steps):>9.1f}{np.median(self.steps):>8.0f}" if self.steps else f"{'-':>9}{'-':>8}"
+        count = len(self.energies)
+        print(
+            f"{title:<30}{count:>10,}{self.seconds:>9.1f}{count / self.seconds:>14.2f}{self.rate:>16.2f}{steps}"
+            f"  {self.setting}".rstrip(),
+            flush=True,
+        )
 
 
-def ours(store: Path, model: Path, out: Path, optimizer: Optimizer, max_steps: int) -> tuple[float, Any]:
-    """Run `relax`; returns its seconds and the scores dataset."""
+def ours(folder: Path, model: Path, names: Sequence[str], optimizer: Optimizer, max_steps: int) -> Run:
+    """Run `relax` on the store in a folder."""
     settings = RelaxSettings(fmax=FMAX, smax=None, max_steps=max_steps, optimizer=optimizer)
+    out = folder / f"{optimizer}.zarr"
     for path in (out, out.with_name(f"{out.stem}.graphs.zarr")):
         shutil.rmtree(path, ignore_errors=True)
-    begin = time.perf_counter()
-    scores = relax(store, model, out, settings)
-    return time.perf_counter() - begin, scores
-
-
-_CALCULATOR: list[Any] = []
-
-
-def start_sevennet() -> None:
-    """Load and warm up the model in a worker process."""
-    warnings.simplefilter("ignore")
-    import torch  # noqa: PLC0415 - the other sides do not need it
-    from sevenn.calculator import SevenNetCalculator  # noqa: PLC0415 - the other sides do not need it
-
-    torch.set_num_threads(1)
-    _CALCULATOR.append(SevenNetCalculator(MODEL, device="cpu"))
-    relax_with_ase((Structure.from_fractional([29], np.eye(3) * 2.6, [[0, 0, 0]]), 2))  # warm-up
-
-
-def relax_with_ase(job: tuple[Structure, int]) -> tuple[int, float, bool]:
-    """Relax one structure; returns the steps, the energy (eV/atom) and whether it converged."""
-    from ase.filters import FrechetCellFilter  # noqa: PLC0415 - the other sides do not need it
-    from ase.optimize import FIRE  # noqa: PLC0415 - the other sides do not need it
-
-    structure, max_steps = job
-    atoms = structure.to_ase()
-    atoms.calc = _CALCULATOR[0]
-    run = FIRE(FrechetCellFilter(atoms), logfile=None)
-    converged = run.run(fmax=FMAX, steps=max_steps)
-    return run.nsteps, float(atoms.get_potential_energy()) / len(atoms), bool(converged)
-
-
-def sevennet(
-    structures: Sequence[Structure], cores: int, max_steps: int
-) -> tuple[float, list[tuple[int, float, bool]]]:
-    """Relax structures with SevenNet and ASE; returns the seconds, and the result of `relax_with_ase` for each."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(cores, initializer=start_sevennet) as pool:
-        pool.map(relax_with_ase, [(structures[0], 2)] * 4 * cores, chunksize=1)  # all processes have started
-        begin = time.perf_counter()
-        found = pool.map(relax_with_ase, [(structure, max_steps) for structure in structures], chunksize=1)
-        return time.perf_counter() - begin, found
-
-
-def torch_sim(structures: Sequence[Structure], model: Path, cores: int, max_steps: int) -> tuple[float, NDArray[Any]]:
-    """Relax structures with TorchSim, in one batch; returns the seconds and the energies (eV/atom)."""
-    import torch  # noqa: PLC0415 - only this side needs it
-    import torch_sim as ts  # noqa: PLC0415 - only this side needs it
-    from equiscreen.export import OnnxModel  # noqa: PLC0415 - only this side needs it
-
-    images = [structure.to_ase() for structure in structures]
-    batched = OnnxModel(model, dtype=torch.float64, threads=cores)
-    criterion = ts.generate_force_convergence_fn(force_tol=FMAX, include_cell_forces=True)
-    batcher = ts.InFlightAutoBatcher(model=batched, memory_scales_with="n_atoms", max_memory_scaler=400)
-    begin = time.perf_counter()
-    state = ts.optimize(
-        images,
-        batched,
-        optimizer=ts.frechet_cell_fire,
-        convergence_fn=criterion,
-        autobatcher=batcher,
-        max_steps=max_steps,
-        steps_between_swaps=1,
+    begin, cpu = time.perf_counter(), _cpu_seconds()
+    scores = relax(folder / "g.zarr", model, out, settings)
+    seconds, cpu_seconds = time.perf_counter() - begin, _cpu_seconds() - cpu
+    rows = {name: row for row, name in enumerate(scores["structure_id"].to_numpy().tolist())}
+    order = [rows[name] for name in names]
+    unfinished = len(names) - scores.attrs["status_counts"]["ok"]
+    return Run(
+        seconds,
+        cpu_seconds,
+        scores["energy_per_atom"].to_numpy()[order],
+        scores["n_steps"].to_numpy()[order].tolist(),
+        f"{unfinished} unfinished" if unfinished else "",
     )
-    seconds = time.perf_counter() - begin
-    return seconds, state.energy.numpy() / np.array([len(s) for s in structures])
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def interpreters(sides: Sequence[str], peers: Path) -> dict[str, Path]:
+    """The interpreter of each side.
+
+    Raises:
+        SystemExit: An environment is missing.
+    """
+    found = {side: peers / SIDES[side][0] / "bin/python" for side in sides}
+    for side, python in found.items():
+        if not python.exists():
+            raise SystemExit(f"{side}: {python} does not exist; make it with `make {python.parents[1]}/installed`")
+    return found
+
+
+def theirs(side: str, given: Given, python: Path, folder: Path) -> Run | None:
+    """Run a side of `relax_peers.py` in one process per core, each with a share of the crystals; None if it fails."""
+    cores = os.cpu_count() or 1
+    shares = [given.crystals[first::cores] for first in range(min(cores, len(given.crystals)))]
+    processes = []
+    for number, share in enumerate(shares):
+        source, made = folder / f"given-{number}.json", folder / f"made-{number}.json"
+        source.write_text(json.dumps({**asdict(given), "crystals": share}))
+        made.unlink(missing_ok=True)
+        script = Path(__file__).with_name("relax_peers.py")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        processes.append(subprocess.Popen([python, script, side, source, made], env=environment, stdout=2))
+    codes = [process.wait() for process in processes]
+    if any(codes):
+        print(f"{side}: failed", flush=True)
+        return None
+    found = [Made(**json.loads((folder / f"made-{number}.json").read_text())) for number in range(len(shares))]
+    energies = np.empty(len(given.crystals))
+    steps = np.full(len(given.crystals), -1)
+    for number, made in enumerate(found):
+        energies[number::cores] = made.energies
+        if made.steps:
+            steps[number::cores] = made.steps
+    versions = ", ".join(f"{name} {version}" for name, version in found[0].versions.items())
+    chosen = dict.fromkeys(made.setting for made in found if made.setting)
+    return Run(
+        max(made.seconds for made in found),
+        sum(made.cpu_seconds for made in found),
+        energies,
+        steps.tolist() if found[0].steps else [],
+        "; ".join([versions, *chosen]),
+    )
+
+
+def given_crystals(structures: Sequence[Structure]) -> list[tuple[list[int], list[list[float]], list[list[float]]]]:
+    """Structures as `Given` holds them."""
+    return [(s.atomic_number.tolist(), s.cell.tolist(), s.positions.tolist()) for s in structures]
 
 
 def print_energies(title: str, mine: NDArray[np.float64], theirs: NDArray[np.float64], names: Sequence[str]) -> None:
@@ -145,52 +182,70 @@ def print_energies(title: str, mine: NDArray[np.float64], theirs: NDArray[np.flo
         print(f"  {names[place]}: ours {1e3 * difference[place]:+.1f} meV/atom")
 
 
+def print_ratios(rounds: Sequence[dict[str, Run]]) -> None:
+    """Print how much faster we are than each other side: the median of all rounds, and the range."""
+    print(f"\n{BEST}, structures per CPU second, over")
+    for side in rounds[0]:
+        if side != BEST:
+            ratios = [runs[BEST].rate / runs[side].rate for runs in rounds if side in runs]
+            print(f"  {side:<30}{np.median(ratios):>7.1f} ({min(ratios):.1f} to {max(ratios):.1f})")
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--peers", type=Path, default=Path("build/peers"))
     parser.add_argument("--structures", type=int, default=500)
     parser.add_argument("--slow-side", type=int, default=100)
-    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-steps", type=int, default=500)
+    parser.add_argument("--batch-atoms", type=int, nargs="+", default=[40, 80, 160, 320])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="NAME")
     parser.add_argument("--scratch", type=Path)
     arguments = parser.parse_args()
-    print(header("sevenn", "ase", "torch-sim-atomistic"))
+    pythons = interpreters(arguments.sides, arguments.peers)
+    print(header("ase"))
     distorted = crystals(arguments.data, arguments.structures, RATTLE, STRAIN)
     names, structures = list(distorted), list(distorted.values())
-    few = structures[: arguments.slow_side]
+    few = names[: arguments.slow_side]
+    rounds: list[dict[str, Run]] = []
     with kept_folder(arguments.scratch) as folder:
         model = exported(MODEL, folder)
+        given = Given(
+            MODEL,
+            str(model.resolve()),
+            given_crystals(structures[: len(few)]),
+            FMAX,
+            arguments.max_steps,
+            arguments.batch_atoms,
+        )
         ase.io.write(folder / "distorted.extxyz", [_named(name, s) for name, s in distorted.items()])
         shutil.rmtree(folder / "g.zarr", ignore_errors=True)
         featurize(folder / "distorted.extxyz", folder / "g.zarr", cutoff=5.0, id_field="name")
         store = GraphStore(folder / "g.zarr")
         print(f"{len(store):,} crystals, {store.n_atoms.sum():,} atoms, {store.n_edges.sum():,} edges")
-        print(f"\n{'':<34}{'structures':>11}{'s':>10}{'structures/s':>14}{'steps':>10}{'median':>9}{'unfinished':>12}")
-        rates, energies = {}, {}
-        for optimizer in Optimizer:
-            seconds, scores = ours(
-                folder / "g.zarr", model, folder / f"{optimizer}.zarr", optimizer, arguments.max_steps
-            )
-            unfinished = len(structures) - scores.attrs["status_counts"]["ok"]
-            rates[optimizer] = print_side(f"equiscreen, {optimizer}", seconds, scores["n_steps"].to_numpy(), unfinished)
-            order = {name: place for place, name in enumerate(scores["structure_id"].to_numpy().tolist())}
-            energies[optimizer] = scores["energy_per_atom"].to_numpy()[[order[name] for name in names]]
-        seconds, found = sevennet(few, arguments.cores, arguments.max_steps)
-        theirs = print_side("SevenNet + ASE FIRE", seconds, [one[0] for one in found], sum(not one[2] for one in found))
-        seconds, batched = torch_sim(few, model, arguments.cores, arguments.max_steps)
-        print(f"{'TorchSim FIRE, our file':<34}{len(few):>11,}{seconds:>10.1f}{len(few) / seconds:>14.2f}")
-    print(
-        f"\nequiscreen / SevenNet + ASE: {rates[Optimizer.LBFGS] / theirs:.1f}; both with FIRE: "
-        f"{rates[Optimizer.FIRE] / theirs:.1f}"
-    )
-    one_by_one = np.array([one[1] for one in found])
-    for optimizer, values in energies.items():
-        print_energies(f"{optimizer} and SevenNet + ASE", values[: len(few)], one_by_one, names[: len(few)])
-    print_energies("L-BFGS and TorchSim", energies[Optimizer.LBFGS][: len(few)], batched, names[: len(few)])
-    print_energies("TorchSim and SevenNet + ASE", batched, one_by_one, names[: len(few)])
-    print_energies("L-BFGS and FIRE", energies[Optimizer.LBFGS], energies[Optimizer.FIRE], names)
-    hours = WBM / (rates[Optimizer.LBFGS] / arguments.cores * NODE_CORES) / 3600
+        print(
+            f"\n{'':<30}{'structures':>10}{'s':>9}{'structures/s':>14}{'per CPU second':>16}{'steps':>9}{'median':>8}"
+        )
+        for _ in range(arguments.rounds):
+            runs: dict[str, Run] = {}
+            for optimizer, title in OURS.items():
+                runs[title] = ours(folder, model, names, optimizer, arguments.max_steps)
+                runs[title].print(title)
+            for side, python in pythons.items():
+                run = theirs(side, given, python, folder)
+                if run is not None:
+                    run.print(side)
+                    runs[side] = run
+            rounds.append(runs)
+    print_ratios(rounds)
+    first = rounds[0]
+    for side in filter(first.__contains__, arguments.sides):
+        print_energies(f"{BEST} and {side}", first[BEST].energies[: len(few)], first[side].energies, few)
+    print_energies("equiscreen L-BFGS and FIRE", first[BEST].energies, first[OURS[Optimizer.FIRE]].energies, names)
+    rate = float(np.median([len(names) / runs[BEST].seconds for runs in rounds]))
+    hours = WBM / (rate / (os.cpu_count() or 1) * NODE_CORES) / 3600
     print(
         f"{WBM:,} relaxations at this rate per core: {hours:.2f} h on {NODE_CORES} cores, "
         f"{hours * NODE_CORES:.0f} core-hours"
