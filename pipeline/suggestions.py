@@ -38,5 +38,7 @@ def problem_text(problem: Mapping[str, Any], kind: str, known: Iterable[str], ex
     name = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         return unknown_name(kind, name, known)
-    text = expected.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-    return f"{name}: {text[:1].lower()}{text[1:]}" if name else str(text)
+    text = str(expected.get(problem["type"], problem["msg"].removeprefix("Value error, ")))
+    if name and problem["type"] != "value_error":  # the sentences of pydantic begin with a capital letter
+        text = text[:1].lower() + text[1:]
+    return f"{name}: {text}" if name else text
