@@ -36,10 +36,10 @@ _PIECES, _SHORTEST = re.compile(r"[/?#@:&=]"), 4
 
 
 def redact_urls(text: str, keep: Collection[str] = ()) -> str:
-    """Hide passwords and the values of query parameters in all URLs of a word.
+    """Hide credentials and the values of query parameters in all URLs of a command-line argument.
 
-    The user name, the password and the value of every query parameter that is not in `keep`, secret or harmless, become
-    ``***``; names of parameters are kept. Text that is not part of a URL is returned unchanged.
+    ``***`` replaces the user name together with the password, and the value of each query parameter that is not in
+    `keep`, whether or not it is secret. Names of parameters and text that is not part of a URL are kept.
 
     Example:
         >>> redact_urls("https://me:secret@host/file.zip?token=abc&part=1")

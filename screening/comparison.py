@@ -372,7 +372,7 @@ def _matched(rows: ScoresReader, ids: Sequence[str]) -> tuple[str, NDArray[np.in
         if certain > most:
             best, most = (name, found, repeated), certain
     if best is None:
-        raise StoreError(f"{rows.path} has no structure_id; repeat the screen")
+        raise StoreError(f"{rows.path} has no column structure_id; score the structures again with `equiscreen screen`")
     name, found, repeated = best
     if repeated.any():
         raise SourceError(

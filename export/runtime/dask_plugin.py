@@ -41,7 +41,7 @@ class ModelPlugin(WorkerPlugin):  # type: ignore[misc]
         self.potential: OnnxPotential | None = None
 
     def setup(self, worker: Any) -> None:
-        """Load the model when a worker starts.
+        """Load the model when a worker starts, unless the worker lacks the resource of the run.
 
         Raises:
             ModelFileError: ONNX Runtime is not installed on the worker, or cannot load the model.

@@ -85,10 +85,10 @@ class Split:
 
 
 def split_structures(stores: Sequence[GraphStore], usable: Sequence[NDArray[np.bool_]], config: SplitConfig) -> Split:
-    """Divide the usable structures; the result does not depend on the paths of the stores.
+    """Divide the usable structures into training, validation and test sets.
 
-    Fractions refer to all usable structures of all stores, and are met as closely as undivided structures or groups
-    allow:
+    The result does not depend on the paths of the stores. The fractions of the settings refer to all usable structures
+    of all stores. Where structures must stay together, they are met only approximately:
 
     - ``structure``, ``stratified``: the total number of structures is exact; the number from each group is off by
       less than one for the test set and by less than two for the validation set.
@@ -102,6 +102,9 @@ def split_structures(stores: Sequence[GraphStore], usable: Sequence[NDArray[np.b
         stores: Graph stores.
         usable: bool[n_structures] for each store, structures with a usable label.
         config: Settings of the split.
+
+    Returns:
+        Rows of the structures of each set, by store.
 
     Raises:
         ConfigError: There are not enough structures or groups for each part, the column does not exist, or a structure

@@ -45,7 +45,8 @@ class ParquetFile:
         """Append rows.
 
         Args:
-            table: Rows of every column, as in the dataset.
+            table: Values of all columns by name, all with the same number of rows, with the dims and dtypes of the
+                dataset.
         """
         self._writer.write_table(arrow_table(table, self._specs).replace_schema_metadata(self.schema.metadata))
 

@@ -28,10 +28,12 @@ _DOWN = 1e-8
 def hull_diagrams(table: CandidateTable, phases: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
     """Return plotly figures of the binary and ternary systems of the candidates.
 
-    Systems in which an element has no reference are left out, and only the systems with the most candidates are drawn.
+    Systems in which an element has no reference are left out, and only the 30 systems with the most candidates are
+    drawn.
 
     Args:
-        table: Candidates; diagrams show those with a formation energy.
+        table: Candidates. The diagram of a system shows the first 500 with a formation energy; unrelaxed energies are
+            used if the table has no relaxed ones.
         phases: Formulas, formation energies (eV/atom) and ids of the references, as the hull records them.
 
     Returns:

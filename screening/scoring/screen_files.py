@@ -124,7 +124,9 @@ def estimate(
     *,
     dispersion: str = NO_DISPERSION,
 ) -> StepsEstimate:
-    """Estimate the cost of both steps of `screen_files` from a sample.
+    """Estimate the cost of `screen_files` from a sample.
+
+    Graph stores need no featurization. Graphs that an earlier run made from the same sources are used again.
 
     Args:
         sources: Sources, as for `screen_files`.
@@ -134,13 +136,13 @@ def estimate(
         dispersion: Name of the dispersion correction, as for `screen_files`.
 
     Returns:
-        The estimate of each step.
+        The estimates of the steps that are needed.
 
     Raises:
-        ConfigError: As for `screen_files`.
-        SourceError: As for `screen_files`.
+        ConfigError: A setting is invalid, or the models do not fit together.
+        SourceError: A source is missing, or is not a known kind of file.
         StoreError: A store cannot be read.
-        ModelFileError: As for `screen_files`.
+        ModelFileError: A model file is missing or damaged, or was not exported by equiscreen.
     """
     named = path_names(sources)
     store = graph_store_of(named)

@@ -108,7 +108,9 @@ class _Reader(pickle.Unpickler):
             RefusedError: The pickle refers to something other than numbers, or is damaged.
         """
         if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
-            raise RefusedError("the file contains compiled code instead of modules")
+            raise RefusedError(
+                "the file is damaged, or contains compiled code instead of modules; save the model without compiling it"
+            )
         _, dtype, key, _, count = pid
         if not re.fullmatch(r"\d{1,9}", str(key)) or not isinstance(dtype, torch.dtype):
             raise RefusedError("its pickle is damaged; copy or download the file again")
