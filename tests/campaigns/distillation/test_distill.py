@@ -169,9 +169,9 @@ def test_an_interrupted_distillation_resumes_with_the_same_labels(
     out, resumed = tmp_path / "student", list[int]()
     label = StoreRun.make_parts
 
-    def stop_after_two(run: StoreRun, function: Any, tasks: Any, policy: Any) -> Any:
+    def stop_after_two(run: StoreRun, function: Any, tasks: Any, *others: Any) -> Any:
         few = [task for _, task in zip(range(2), tasks, strict=False)]
-        assert len(label(run, function, few, policy)) == 2
+        assert len(label(run, function, few, *others)) == 2
         raise Stopped
 
     def note_resumed(run: StoreRun, *arguments: Any) -> Any:

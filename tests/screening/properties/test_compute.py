@@ -205,9 +205,9 @@ def test_the_estimate_counts_cells(relaxed: Path, sevennet_model: Path) -> None:
 
 
 def test_an_estimate_takes_the_options_of_the_run(relaxed: Path, sevennet_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="followed modes need phonons"):
+    with pytest.raises(ConfigError, match="--follow-modes needs phonons"):
         estimate(relaxed, sevennet_model, ["eos"], follow_modes=True)
-    with pytest.raises(ConfigError, match="Born charges need phonons"):
+    with pytest.raises(ConfigError, match="--born needs phonons"):
         estimate(relaxed, sevennet_model, ["eos"], born=tmp_path)
 
 
