@@ -103,14 +103,11 @@ class _Messages(torch.autograd.Function):
         ctx.save_for_backward(x, *operands)
         n, dim, channels = x.shape
         paths = _pairwise(operands)
-        if (
-            slots.symmetric
-            and dim > 1
-            and all(matrices is not None and matrices.shape[1] == 1 for _, matrices in paths)
-        ):
-            # All paths end in scalars: contract the components in the sender's slots, which leaves one to be moved.
+        to_scalars = [matrices for _, matrices in paths if matrices is not None and matrices.shape[1] == 1]
+        if slots.symmetric and dim > 1 and len(to_scalars) == len(paths):
+            # Contract the components in the sender's slots, which leaves one to be moved.
             out = []
-            for is_odd, (function, matrices) in zip(odd, paths, strict=True):
+            for is_odd, matrices, (function, _) in zip(odd, to_scalars, paths, strict=True):
                 messages = _contracted(matrices, _signed(x, odd=is_odd)) * slots.spread(function)
                 out.append(messages.view(-1, channels)[slots.table.reverse].sum(1, keepdim=True))
             return tuple(out)
