@@ -107,8 +107,8 @@ class _Messages(torch.autograd.Function):
         if slots.symmetric and dim > 1 and len(to_scalars) == len(paths):
             # Contract the components in the sender's slots, which leaves one to be moved.
             out = []
-            for is_odd, matrices, (function, _) in zip(odd, to_scalars, paths, strict=True):
-                messages = _contracted(matrices, _signed(x, odd=is_odd)) * slots.spread(function)
+            for is_odd, to_scalar, (function, _) in zip(odd, to_scalars, paths, strict=True):
+                messages = _contracted(to_scalar, _signed(x, odd=is_odd)) * slots.spread(function)
                 out.append(messages.view(-1, channels)[slots.table.reverse].sum(1, keepdim=True))
             return tuple(out)
         index, _, places = slots.senders(dim)
