@@ -16,7 +16,7 @@ from ...export.runtime.onnx_potential import OnnxPotential, check_cutoff, check_
 from ...export.runtime.providers import CPU, device_kind, local_gpus
 from ...pipeline.errors import ConfigError
 from ...pipeline.provenance import recorded_path
-from ...pipeline.runs.cluster import IN_PROCESS, jobs_kept
+from ...pipeline.runs.cluster import jobs_kept
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.progress import shows_progress
 from ...pipeline.runs.steps_folder import StepsFolder
@@ -128,8 +128,7 @@ def distill(
     model = model_file(teacher, progress=shows_progress(progress), note=note)
     potential = OnnxPotential.load(model, threads=1)
     check_gradients(potential, model, "a distillation needs")
-    # Workers on other machines have other devices.
-    gpus = local_gpus(device) if scheduler in (None, IN_PROCESS) else ()
+    gpus = local_gpus(device, scheduler)
     config = _config(chosen, potential)
     store = graph_store_of(named)
     graphs = None if store is None else GraphStore(store)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...pipeline.errors import DeviceError
-from ...pipeline.runs.cluster import CPU_RESOURCE, GPU_RESOURCE
+from ...pipeline.runs.cluster import CPU_RESOURCE, GPU_RESOURCE, IN_PROCESS
 from .placement import CPU_PROVIDER, CUDA_PROVIDER
 
 CPU = "cpu"
@@ -170,16 +170,20 @@ def _query_gpus(fields: str, gpu: str | None = None) -> list[str]:
     return done.stdout.splitlines()
 
 
-def local_gpus(device: str) -> tuple[str, ...]:
-    """Return the GPUs that get a worker each if a run starts its own workers on this machine.
+def local_gpus(device: str, scheduler: str | None) -> tuple[str, ...]:
+    """Return the GPUs that get a worker each if a run works on this machine.
 
-    They are all that ONNX Runtime can use for ``auto`` and ``cuda``; none for ``cuda:N``, which is one for all workers.
+    They are all that ONNX Runtime can use for ``auto`` and ``cuda``; none for ``cuda:N``, which is one for all workers,
+    and none for a cluster, whose workers have other devices.
 
     Args:
         device: As in `providers`.
+        scheduler: As in `pipeline.runs.cluster.connect`.
 
     Raises:
         DeviceError: As in `providers`.
     """
+    if scheduler not in (None, IN_PROCESS):
+        return ()
     every = device_kind(device).removesuffix(_WITH_CPU) in ("cuda", AUTO) and ":" not in device
     return visible_gpus() if len(providers(device)) > 1 and every else ()

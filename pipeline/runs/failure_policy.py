@@ -24,6 +24,8 @@ TASKS_IN_FLIGHT = 3
 WITHOUT_WORKERS_S, WITHOUT_PROCESSES_S, LOOK_EVERY_S = 300, 60, 10
 # A worker restarts within a few seconds, on a busy machine within half a minute; its nanny notices a moment later.
 RESTART_S, SETTLE_S = 60, 2.0
+# The scheduler is asked for its workers at most this often, since its answer grows with their number.
+_COUNT_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,8 @@ class _TasksInFlight(Generic[Item, Result]):
         self.note, self.resource = note, resource
         self.items: dict[Any, Item] = {}
         self.suspects: list[Item] = []
-        self.workers = workers_with(client, resource)
+        self.workers = self.current = workers_with(client, resource)
+        self.counted = time.monotonic()
         self.jobs, self.had_workers, self.told = jobs_of(client), self.workers > 0, ""
         if self.jobs is not None:
             self.jobs.note_result()
@@ -156,7 +159,9 @@ class _TasksInFlight(Generic[Item, Result]):
 
     def fill(self) -> None:
         """Submit waiting items until every current worker has enough of them."""
-        wanted = TASKS_IN_FLIGHT * max(1, workers_with(self.client, self.resource)) - len(self.items)
+        if time.monotonic() > self.counted + _COUNT_EVERY_S:
+            self.current, self.counted = workers_with(self.client, self.resource), time.monotonic()
+        wanted = TASKS_IN_FLIGHT * max(1, self.current) - len(self.items)
         self.submit(islice(self.waiting, max(0, wanted)))
 
     def finished(self, *, alone: bool) -> Iterator[Result]:

@@ -21,7 +21,6 @@ from ...pipeline.energy_schemes import NO_DISPERSION
 from ...pipeline.errors import ConfigError
 from ...pipeline.provenance import recorded_path
 from ...pipeline.redaction import redact_urls
-from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.failure_policy import FailurePolicy
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.parts import COMPUTED_ON, FOLDER, PartManifest, committed, computed_on
@@ -132,8 +131,7 @@ def compute_properties(
         progress=progress,
         device=device,
         slots=slots,
-        # Workers on other machines have other devices.
-        gpus=local_gpus(device) if scheduler in (None, IN_PROCESS) else (),
+        gpus=local_gpus(device, scheduler),
         allow_mixed_devices=allow_mixed_devices,
     )
     plan = _Plan(

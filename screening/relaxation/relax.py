@@ -24,7 +24,6 @@ from ...pipeline.energy_schemes import NO_DISPERSION
 from ...pipeline.errors import EquiscreenError, OutputExistsError
 from ...pipeline.provenance import recorded_path
 from ...pipeline.redaction import redact_urls
-from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.failure_policy import FailurePolicy
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.parts import COMPUTED_ON, PartManifest, computed_on
@@ -122,8 +121,7 @@ def relax(
         progress=progress,
         device=device,
         slots=slots,
-        # Workers on other machines have other devices.
-        gpus=local_gpus(device) if scheduler in (None, IN_PROCESS) else (),
+        gpus=local_gpus(device, scheduler),
         allow_mixed_devices=allow_mixed_devices,
     )
     plan = _RelaxPlan(GraphStore(store), model, out, settings or RelaxSettings(), options, dispersion)

@@ -25,7 +25,6 @@ from ...pipeline.energy_schemes import NO_DISPERSION
 from ...pipeline.errors import ConfigError, StoreError
 from ...pipeline.provenance import recorded_path, unrecorded_folders, without_folder
 from ...pipeline.redaction import redact_urls
-from ...pipeline.runs.cluster import IN_PROCESS
 from ...pipeline.runs.failure_policy import FailurePolicy
 from ...pipeline.runs.options import RunOptions
 from ...pipeline.runs.parts import COMPUTED_ON, PartManifest, computed_on
@@ -153,8 +152,7 @@ def screen_store(
     plan = _ScreenPlan(graphs, models, limits, options, dispersion=dispersion, append=append)
     if append and options.overwrite:
         raise ConfigError("--append extends the existing scores and --overwrite replaces them; use only one of them")
-    if options.scheduler in (None, IN_PROCESS):  # workers on other machines have other devices
-        options = replace(options, gpus=local_gpus(options.device))
+    options = replace(options, gpus=local_gpus(options.device, options.scheduler))
     writer = StoreWriter(
         "screen", out, plan.identity, options, inputs=[InputStore.of(graphs)], files=plan.models, extend=append
     )

@@ -140,12 +140,13 @@ def test_a_run_whose_device_no_worker_has_ends_with_one_line(
         list(run_tasks(client, abs, [-1], resource="GPU"))
 
 
-def seen() -> tuple[int, str]:
-    return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
-
-
 def test_every_gpu_of_this_machine_gets_a_worker() -> None:
     """The layout of dask-cuda; no GPU is needed to see which one a worker would use."""
+
+    # A function inside a function is sent as it is: the workers cannot import this module of tests.
+    def seen() -> tuple[int, str]:
+        return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
+
     with connect(None, gpus=["0", "GPU-8f"]) as client:
         found = client.run(seen)
         assert sorted(gpu for _, gpu in found.values()) == ["0", "GPU-8f"]
