@@ -6,10 +6,13 @@ Candidates have compositions of the Materials Project (`mp_20_val`) with randoml
 energies. The references are the elements and the crystals of `mp_20_val`, as a table of formation energies. They cover
 few of the chemical systems, so a second case has candidates of the 14 most frequent elements only, and 20,000
 references made in the same way, about 100 per ternary system. `screening.hull` reads and writes datasets; the loop over
-pymatgen starts from entries in memory, with one phase diagram per chemical system or, as is often seen, one per
-candidate. The loop covers some of the same systems, and the distances are compared. The last line gives the rate with
-MP2020 corrections, for the crystals of `mp_20_val` themselves, with uncorrected energies and a graph store. Prints the
-text of `hull_rate.txt`.
+pymatgen makes one phase diagram per chemical system or, as is often seen, one per candidate. It runs over some of the
+same systems, and the distances are compared. Its references are in memory, sorted by chemical system. "files included"
+adds what else such a loop needs: it reads formulas and energies from the same dataset (xarray), makes the entries of
+candidates and writes the distances beside the ids (xarray); reading and writing are timed for all candidates. "entries
+in memory" is the diagrams and distances alone. All rates are by CPU time of this one process. The last line gives the
+rate with MP2020 corrections, for the crystals of `mp_20_val` themselves, with uncorrected energies and a graph store.
+Prints the text of `hull_rate.txt`.
 """
 
 from __future__ import annotations
@@ -24,13 +27,17 @@ import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
+from ase.data import chemical_symbols
 from equiscreen.pipeline import GraphStore, featurize
 from equiscreen.pipeline.graphs.offsets import offsets_of
 from equiscreen.pipeline.runs.parts import PartArray, PartKey, write_part
@@ -42,14 +49,14 @@ from equiscreen.screening.chemistry.composition import Compositions, formulas
 from equiscreen.screening.convex_hull.energies import ScoredEnergies
 from equiscreen.screening.convex_hull.reference_files import read_references
 from equiscreen.screening.convex_hull.references import References
-from equiscreen.screening.dataset.scores import SCORES_SCHEMA, STATUS_MEANINGS
+from equiscreen.screening.dataset.scores import SCORES_SCHEMA, STATUS_MEANINGS, open_scores
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition
 
 SEED = 7
 PART = 65_536
 MEAN, SPREAD = 0.15, 0.2  # of formation energies, eV/atom
-SYSTEMS, PER_SYSTEM = 60, 200
+SYSTEMS, PER_SYSTEM = 500, 200
 MOST = 8  # maximum number of elements of a prototype
 # The second case: as dense as the Materials Project among frequent elements.
 DENSE_ELEMENTS, DENSE_REFERENCES = 14, 20_000
@@ -103,47 +110,92 @@ def swapped(
         yield arrays
 
 
-def pymatgen_rates(found: Any, references: References, compositions: Compositions) -> tuple[float, float, float, int]:
-    """Rates of pymatgen, and a comparison with equiscreen.
+@dataclass(frozen=True)
+class PymatgenRates:
+    """Candidates per second of pymatgen, by CPU time, and a comparison with equiscreen.
 
-    Returns:
-        Candidates per second with one diagram per system, and with one per candidate; the largest difference, eV/atom;
-        the number of candidates.
+    Attributes:
+        with_files: One diagram per system, files included.
+        per_system: One diagram per system, entries in memory.
+        per_candidate: One diagram per candidate, entries in memory.
+        difference: Largest difference of distances, eV/atom.
+        compared: Number of candidates compared.
     """
-    entries = [
-        PDEntry(Composition(compositions.formula(number)), energy * sum(compositions.counts(number)))
-        for number, energy in zip(references.composition.tolist(), references.energy.tolist(), strict=True)
-    ]
+
+    with_files: float
+    per_system: float
+    per_candidate: float
+    difference: float
+    compared: int
+
+
+def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    """CPU time of a call, and its result."""
+    begin = time.process_time()
+    result = work()
+    return time.process_time() - begin, result
+
+
+def entry_of(formula: str, energy_per_atom: float) -> PDEntry:
+    """A candidate as an entry of pymatgen."""
+    composition = Composition(formula)
+    return PDEntry(composition, energy_per_atom * composition.num_atoms)
+
+
+def read_columns(scores: Path) -> tuple[list[str], list[float]]:
+    """Formulas and energies per atom of all candidates."""
+    rows = open_scores(scores)
+    return rows["formula"].values.tolist(), rows["energy_per_atom"].values.tolist()
+
+
+def pymatgen_rates(scores: Path, found: Any, references: References, compositions: Compositions) -> PymatgenRates:
+    """Rates of pymatgen, and a comparison with equiscreen."""
+    known: dict[frozenset[str], list[PDEntry]] = defaultdict(list)
+    for number, energy in zip(references.composition.tolist(), references.energy.tolist(), strict=True):
+        entry = entry_of(compositions.formula(number), energy)
+        known[frozenset(element.symbol for element in entry.composition.elements)].append(entry)
+    reading, (texts, energies) = cpu_seconds(lambda: read_columns(scores))
+    distances = found["energy_above_hull"].values
+    target = scores.with_suffix(".pymatgen.zarr")
+    table = xr.Dataset({name: (STRUCTURE, found[name].values) for name in ("structure_id", "energy_above_hull")})
+    writing, _ = cpu_seconds(lambda: table.to_zarr(target, mode="w"))
+
     rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    texts = found["formula"].values[:PART].tolist()
     for row, text in enumerate(texts):
         rows[compositions.system(compositions.of_formula(text))].append(row)
-    systems = [list(rows)[place] for place in np.random.default_rng(SEED).permutation(len(rows))[:SYSTEMS]]
-    # All candidates in these systems, not only those of the first part.
-    wanted = set(systems)
-    picked: dict[tuple[int, ...], list[tuple[str, float, float]]] = defaultdict(list)
-    energy, above = found["corrected_energy_per_atom"].values, found["energy_above_hull"].values
-    for row, text in enumerate(found["formula"].values.tolist()):
-        system = compositions.system(compositions.of_formula(text))
-        if system in wanted:
-            picked[system].append((text, float(energy[row]), float(above[row])))
-    shared = single = worst = 0.0
+    shared = single = entries = worst = 0.0
     count = 0
-    for system, all_candidates in picked.items():
-        candidates = all_candidates[:PER_SYSTEM]
-        near = [entry for entry in entries if {element.Z for element in entry.composition.elements} <= set(system)]
-        mine = [PDEntry(Composition(text), e * Composition(text).num_atoms) for text, e, _ in candidates]
-        begin = time.perf_counter()
-        diagram = PhaseDiagram(near)
-        distances = [diagram.get_e_above_hull(entry, allow_negative=True) for entry in mine]
-        shared += time.perf_counter() - begin
-        begin = time.perf_counter()
-        for entry in mine[:3]:
-            PhaseDiagram(near).get_e_above_hull(entry, allow_negative=True)
-        single += (time.perf_counter() - begin) / len(mine[:3]) * len(mine)
-        worst = max(worst, *(abs(a - b) for a, (_, _, b) in zip(distances, candidates, strict=True)))
+    systems = list(rows)
+    for system in [systems[place] for place in np.random.default_rng(SEED).permutation(len(systems))[:SYSTEMS]]:
+        chosen = rows[system][:PER_SYSTEM]
+        symbols = [chemical_symbols[number] for number in system]
+        seconds, (near, mine) = cpu_seconds(
+            lambda symbols=symbols, chosen=chosen: (
+                [entry for other in subsets(symbols) for entry in known.get(other, ())],
+                [entry_of(texts[row], energies[row]) for row in chosen],
+            )
+        )
+        entries += seconds
+        seconds, above = cpu_seconds(lambda near=near, mine=mine: above_hull(near, mine))
+        shared += seconds
+        seconds, _ = cpu_seconds(lambda near=near, mine=mine: [above_hull(near, [entry]) for entry in mine[:3]])
+        single += seconds / len(mine[:3]) * len(mine)
+        worst = max(worst, *(abs(a - b) for a, b in zip(above, distances[chosen].tolist(), strict=True)))
         count += len(mine)
-    return count / shared, count / single, worst, count
+    with_files = (reading + writing) / len(texts) + (entries + shared) / count
+    return PymatgenRates(1 / with_files, count / shared, count / single, worst, count)
+
+
+def subsets(symbols: Sequence[str]) -> Iterator[frozenset[str]]:
+    """All chemical systems within a system."""
+    for size in range(1, len(symbols) + 1):
+        yield from map(frozenset, combinations(symbols, size))
+
+
+def above_hull(near: list[PDEntry], candidates: list[PDEntry]) -> list[float]:
+    """Distances of candidates from the hull of the references near them, eV/atom."""
+    diagram = PhaseDiagram(near)
+    return [diagram.get_e_above_hull(entry, allow_negative=True) for entry in candidates]
 
 
 def corrected_rate(data: Path, rows: list[dict[str, str]], folder: Path) -> tuple[int, float]:
@@ -187,15 +239,19 @@ def measure(scores: Path, entries: Path, table: Path) -> None:
         "candidates below their hull"
     )
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    rate = count / seconds
+    rate = count / cpu
     print(
-        f"  equiscreen, files included: {seconds:.1f} s ({cpu:.1f} s of CPU), {rate:,.0f} candidates/s, {memory:.2f} "
-        "GB of memory"
+        f"  equiscreen, files included: {rate:,.0f} candidates/s ({cpu:.1f} s of CPU, {seconds:.1f} s by the clock), "
+        f"{memory:.2f} GB of memory"
     )
-    shared, single, worst, tried = pymatgen_rates(found, references, compositions)
-    print(f"  pymatgen, one diagram per candidate: {single:,.0f} candidates/s; equiscreen {rate / single:,.0f}x")
-    print(f"  pymatgen, one diagram per system:    {shared:,.0f} candidates/s; equiscreen {rate / shared:,.0f}x")
-    print(f"  largest difference of {tried:,} distances: {worst:.1e} eV/atom", flush=True)
+    peer = pymatgen_rates(scores, found, references, compositions)
+    for name, other in (
+        ("one diagram per system, files included", peer.with_files),
+        ("one diagram per system, entries in memory", peer.per_system),
+        ("one diagram per candidate, entries in memory", peer.per_candidate),
+    ):
+        print(f"  pymatgen, {name}: {other:,.0f} candidates/s; equiscreen {rate / other:,.1f}x")
+    print(f"  largest difference of {peer.compared:,} distances: {peer.difference:.1e} eV/atom", flush=True)
 
 
 def main() -> None:
