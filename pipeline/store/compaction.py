@@ -7,8 +7,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,8 @@ class Compaction:
         keep: Path of a .npy file, bool[structures in all sources]; None keeps everything.
         status: Path of a .npy file, `status` of every structure in all sources; None takes it from the sources.
         structure_offsets: int64[n_sources + 1], offsets of each source into `keep` and `status`.
+
+    A shard needs few of many sources: `shard_tasks` gives each task its own, so that tasks stay small.
     """
 
     store: Path
@@ -55,14 +56,37 @@ class Compaction:
     status: Path | None
     structure_offsets: NDArray[np.int64]
 
+    def of_rows(self, specs: Sequence[ArraySpec], dim: str, begin: int, end: int) -> Compaction:
+        """Return the part of the compaction that rows `begin` up to `end` along a dim of some arrays need."""
+        offsets = self.source_rows[dim]
+        first = int(np.searchsorted(offsets, begin, side="right")) - 1
+        last = int(np.searchsorted(offsets, end, side="left"))
+        places = slice(first, last + 1)
+        return replace(
+            self,
+            specs=tuple(specs),
+            sources=self.sources[first:last],
+            source_rows={name: rows[places] for name, rows in self.source_rows.items()},
+            structure_offsets=self.structure_offsets[places],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """Shard number `shard` of all arrays along `dim` whose shards have `rows` rows."""
+    """One shard of all arrays that have the same dim and the same shards.
 
+    Attributes:
+        compaction: The arrays, and the sources of the rows.
+        dim: Dim along which the arrays are sharded.
+        shard: Number of the shard.
+        begin, end: Range of its rows.
+    """
+
+    compaction: Compaction
     dim: str
-    rows: int
     shard: int
+    begin: int
+    end: int
 
 
 def create_arrays(compaction: Compaction) -> None:
@@ -87,37 +111,36 @@ def create_arrays(compaction: Compaction) -> None:
         )
 
 
-def shard_tasks(compaction: Compaction) -> list[ShardTask]:
-    """Return one task for every shard of each group of arrays that share their dim and their shard size."""
-    tasks: list[ShardTask] = []
-    for dim, rows in dict.fromkeys(_shard_layout(compaction, spec) for spec in compaction.specs):
+def shard_tasks(compaction: Compaction) -> Iterator[ShardTask]:
+    """Yield one task for every shard of each group of arrays that share their dim and their shard size."""
+    groups: dict[tuple[str, int], list[ArraySpec]] = {}
+    for spec in compaction.specs:
+        groups.setdefault(_shard_layout(compaction, spec), []).append(spec)
+    for (dim, rows), specs in groups.items():
         length = int(compaction.source_rows[dim][-1])
-        tasks.extend(ShardTask(dim, rows, shard) for shard in range(-(-length // rows)))
-    return tasks
+        for shard, begin in enumerate(range(0, length, rows)):
+            end = min(begin + rows, length)
+            yield ShardTask(compaction.of_rows(specs, dim, begin, end), dim, shard, begin, end)
 
 
-def write_shard(compaction: Compaction, task: ShardTask) -> dict[str, str]:
+def write_shard(task: ShardTask) -> dict[str, str]:
     """Gather the rows of one shard from their sources and write them.
 
     Returns:
         SHA-256 of the rows of each array, by ``name/shard``.
     """
-    offsets = compaction.source_rows[task.dim]
-    begin, end = task.shard * task.rows, min((task.shard + 1) * task.rows, int(offsets[-1]))
-    first = int(np.searchsorted(offsets, begin, side="right")) - 1
-    last = int(np.searchsorted(offsets, end, side="left"))
-    specs = [spec for spec in compaction.specs if _shard_layout(compaction, spec) == (task.dim, task.rows)]
-    pieces: dict[str, list[PartArray]] = {spec.name: [] for spec in specs}
-    for place in range(first, last):
-        window = slice(max(0, begin - int(offsets[place])), end - int(offsets[place]))
-        for name, values in _kept_rows(compaction, place, specs):
+    compaction = task.compaction
+    pieces: dict[str, list[PartArray]] = {spec.name: [] for spec in compaction.specs}
+    for place, offset in enumerate(compaction.source_rows[task.dim][:-1].tolist()):
+        window = slice(max(0, task.begin - offset), task.end - offset)
+        for name, values in _kept_rows(compaction, place):
             pieces[name].append(values[window])
     digests = {}
-    for spec in specs:
+    for spec in compaction.specs:
         values = _concatenated(spec, pieces.pop(spec.name))
         # A shard of zeros has to be written too: a missing shard counts as damage.
         with zarr.config.set({"array.write_empty_chunks": True}):
-            zarr.open_array(compaction.store / spec.name, mode="r+")[begin:end] = values
+            zarr.open_array(compaction.store / spec.name, mode="r+")[task.begin : task.end] = values
         digests[f"{spec.name}/{task.shard}"] = rows_digest(values)
     return digests
 
@@ -165,7 +188,7 @@ def write_shards(compaction: Compaction) -> dict[str, str]:
     create_arrays(compaction)
     digests: dict[str, str] = {}
     for task in shard_tasks(compaction):
-        digests.update(write_shard(compaction, task))
+        digests.update(write_shard(task))
     return digests
 
 
@@ -181,8 +204,9 @@ def _shard_layout(compaction: Compaction, spec: ArraySpec) -> tuple[str, int]:
     return dim, _shard_rows(spec, int(compaction.source_rows[dim][-1]))
 
 
-def _kept_rows(compaction: Compaction, place: int, specs: Sequence[ArraySpec]) -> Iterator[tuple[str, PartArray]]:
-    """Yield, for each array, the rows of one source that go into the store."""
+def _kept_rows(compaction: Compaction, place: int) -> Iterator[tuple[str, PartArray]]:
+    """Yield, for each array, the rows of one source that go into the store; all arrays have the same dim."""
+    specs = compaction.specs
     wanted = {spec.name for spec in specs}
     if compaction.status is not None:
         wanted.discard("status")
@@ -232,7 +256,6 @@ def compact(client: Any, compaction: Compaction) -> dict[str, str]:
     """
     create_arrays(compaction)
     digests: dict[str, str] = {}
-    tasks = shard_tasks(compaction)
-    for part in run_tasks(client, partial(write_shard, compaction), tasks, shared=[compaction.store]):
+    for part in run_tasks(client, write_shard, shard_tasks(compaction), shared=[compaction.store]):
         digests.update(part)
     return digests

@@ -81,7 +81,7 @@ def write_scores(path: Path, parts: Iterator[dict[str, PartArray]], **attrs: Any
     sources = tuple(PartRows(folder, manifest.key, {}) for manifest in manifests)
     work = Compaction(path, SPECS, sources, {STRUCTURE: rows}, None, None, rows)
     create_arrays(work)
-    digests = {key: value for task in shard_tasks(work) for key, value in write_shard(work, task).items()}
+    digests = {key: value for task in shard_tasks(work) for key, value in write_shard(task).items()}
     finish_store(path, digests, {"schema": SCORES_SCHEMA, "kind": "relaxed", **attrs})
     return path
 

@@ -93,7 +93,7 @@ def write_scores(
     rows = offsets_of([size])
     work = Compaction(path, tuple(specs), (PartRows(folder, manifest.key, {}),), {STRUCTURE: rows}, None, None, rows)
     create_arrays(work)
-    digests = {key: value for task in shard_tasks(work) for key, value in write_shard(work, task).items()}
+    digests = {key: value for task in shard_tasks(work) for key, value in write_shard(task).items()}
     attrs: dict[str, Any] = {
         "schema": SCORES_SCHEMA,
         "graph_store": {"path": str(graphs.path), "store_hash": graphs.store_hash},
