@@ -209,6 +209,11 @@ def command_line(
     return run
 
 
+def without_progress(err: str) -> list[str]:
+    """Lines that `screen` has printed to standard error, except those on its progress."""
+    return [line for line in err.splitlines() if not line.startswith("screen: ")]
+
+
 @pytest.fixture(scope="session")
 def checkpoint(network: EquivariantNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "model.ckpt"

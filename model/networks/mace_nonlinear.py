@@ -55,7 +55,7 @@ class ElementPerceptron(nn.Module):
         """
         first, *weights = self.weights
         senders = _centred(self.senders)[species[slots.table.neighbors]].unsqueeze(1)
-        receivers = _centred(self.receivers)[species].view(len(species), 1, 1, -1)
+        receivers = _centred(self.receivers)[species].view(species.shape[0], 1, 1, -1)
         x = slots.spread(basis @ _centred(first)) + senders + receivers
         x = self._activated(x.view(-1, x.shape[-1]), 0)
         for place, (weight, bias) in enumerate(zip(weights, self.biases, strict=True), start=1):
@@ -64,7 +64,7 @@ class ElementPerceptron(nn.Module):
 
     def _activated(self, centred: Tensor, place: int) -> Tensor:
         """Divide by the standard deviation of each row, whose mean is zero, scale, shift and activate."""
-        variance = (centred * centred).mean(-1, keepdim=True)
+        variance = _mean(centred * centred)
         normalised = centred / torch.sqrt(variance + LAYER_NORM_EPSILON)
         return silu(normalised * self.gains[place] + self.shifts[place])
 
@@ -108,7 +108,7 @@ class NonlinearMessages(nn.Module):
         envelope = slots.spread(envelope).view(-1, 1)
         hidden = torch.cat([self.radial(basis, species, slots), torch.ones_like(envelope)], dim=-1) * envelope
         root = self.density(basis, species, slots) @ self.density_weight + self.density_bias
-        density = (torch.tanh(root * root) * envelope).view(len(species), -1, 1).sum(1, keepdim=True)
+        density = (torch.tanh(root * root) * envelope).view(species.shape[0], -1, 1).sum(1, keepdim=True)
         return hidden, density * self.beta + self.alpha
 
     def forward(self, total: Features, sent: Features, divisor: Tensor) -> Features:
@@ -129,4 +129,9 @@ class NonlinearMessages(nn.Module):
 
 def _centred(x: Tensor) -> Tensor:
     """Subtract the mean over the last axis: of the weights of a linear map, so that its results have mean zero."""
-    return x - x.mean(-1, keepdim=True)
+    return x - _mean(x)
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Return the mean over the last axis, which stays; as a sum, which is translated to ONNX."""
+    return x.sum(-1, keepdim=True) / x.shape[-1]

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from ..errors import EquiscreenError
@@ -144,6 +145,8 @@ class _TasksInFlight(Generic[Item, Result]):
         self.client, self.function, self.waiting, self.failure_policy = client, function, waiting, failure_policy
         self.note, self.resource = note, resource
         self.items: dict[Any, Item] = {}
+        # Futures put themselves here when they end: to wait for the first of all would cost more the more there are.
+        self.ended: SimpleQueue[Any] = SimpleQueue()
         self.suspects: list[Item] = []
         self.workers = self.current = workers_with(client, resource)
         self.counted = time.monotonic()
@@ -156,6 +159,7 @@ class _TasksInFlight(Generic[Item, Result]):
             needed = None if self.resource is None else {self.resource: 1}
             future = self.client.submit(self.function, item, pure=False, resources=needed)
             self.items[future] = item
+            future.add_done_callback(self.ended.put)
 
     def fill(self) -> None:
         """Submit waiting items until every current worker has enough of them."""
@@ -192,15 +196,13 @@ class _TasksInFlight(Generic[Item, Result]):
             EquiscreenError: There are no workers, and none has joined for a while: a cluster may lose all its nodes, or
                 jobs may end as soon as they start.
         """
-        from distributed import wait  # noqa: PLC0415 - see connect
-
         limit = self._patience_s()
         interval = min(LOOK_EVERY_S, limit)
         without = 0  # seconds without workers
         while True:
             try:
-                ended = wait(list(self.items), timeout=interval, return_when="FIRST_COMPLETED").done
-            except TimeoutError:
+                future = self.ended.get(timeout=interval)
+            except Empty:
                 without = 0 if workers_with(self.client, self.resource) else without + interval
                 if self.jobs is not None:
                     self.jobs.check_progress()
@@ -210,7 +212,7 @@ class _TasksInFlight(Generic[Item, Result]):
                 self.had_workers, self.told = True, ""
                 if self.jobs is not None:
                     self.jobs.note_result()
-                return next(future for future in self.items if future in ended)
+                return future
 
     def _patience_s(self) -> int:
         """Return the time without workers after which the run ends, seconds."""

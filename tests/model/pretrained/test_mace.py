@@ -89,7 +89,7 @@ def check(potential: Potential, expected: Arrays, limits: Mapping[str, float]) -
     block = GraphBlock.from_structures(structures(), potential.cutoff)
     found = potential.evaluate(block).arrays()
     assert len(block) == 12
-    assert np.abs(expected["forces"]).max() > 0.05
+    assert np.abs(expected["forces"]).max() > 0.02  # far above the limits
     for name, limit in limits.items():
         difference = np.abs(found[name] - expected[name])
         assert np.array_equal(np.isnan(found[name]), np.isnan(expected[name])), name
@@ -98,7 +98,7 @@ def check(potential: Potential, expected: Arrays, limits: Mapping[str, float]) -
 
 
 QUICK = {0, 1, 2, 10, NONLINEAR_CASE}
-QUICK_ONNX = {6}
+QUICK_ONNX = {6, NONLINEAR_CASE}
 
 
 @pytest.mark.parametrize(

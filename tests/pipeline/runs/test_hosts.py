@@ -21,7 +21,7 @@ from equiscreen.pipeline import GraphStore, featurize
 from equiscreen.screening import open_scores, screen
 from equiscreen.screening.scoring import screen as screening
 
-from ...conftest import CUTOFF, write_extxyz
+from ...conftest import CUTOFF, without_progress, write_extxyz
 from ...local_servers import s3_environment, s3_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -208,7 +208,7 @@ def test_the_scheduler_is_restarted(case: Case, start: Callable[..., subprocess.
     kill(scheduler)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
-    (line,) = (line for line in err.splitlines() if not line.startswith("screen: "))  # besides those on its progress
+    (line,) = without_progress(err)
     assert line.startswith("equiscreen: the connection to the Dask scheduler was lost; restart the scheduler")
     kill(worker)
     start_scheduler(start)
@@ -262,7 +262,7 @@ def test_a_worker_without_credentials_is_named(case: Case, start: Callable[..., 
     process = command(case, "s3://hosts/g.zarr", "s3://hosts/none.zarr")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
-    (line,) = err.splitlines()
+    (line,) = without_progress(err)
     assert line.startswith("equiscreen: s3://hosts/g.zarr cannot be read on ")
     assert f"by worker tcp://{HOSTS[WORKERS[0]]}:" in line
     assert "credentials" in line
@@ -282,7 +282,7 @@ def test_a_folder_that_only_the_client_sees_is_named_with_the_worker(
     process = command(case, source, out)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
-    (line,) = err.splitlines()
+    (line,) = without_progress(err)
     assert line.startswith(f"equiscreen: {case.folder / told}")
     assert " was not found on " in line
     assert f"by worker tcp://{HOSTS[WORKERS[0]]}:" in line

@@ -18,7 +18,7 @@ from equiscreen.pipeline import featurize
 from equiscreen.screening import open_scores, screen
 from equiscreen.screening.scoring import screen as screening
 
-from ....conftest import CUTOFF, write_extxyz
+from ....conftest import CUTOFF, without_progress, write_extxyz
 from . import two_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -154,11 +154,6 @@ def end(process: subprocess.Popen[str]) -> str:
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return out
-
-
-def without_progress(err: str) -> list[str]:
-    """Lines that a run has printed, except those on its progress."""
-    return [line for line in err.splitlines() if not line.startswith("screen: ")]
 
 
 def worker_processes(folder: Path) -> Sequence[psutil.Process]:
