@@ -495,9 +495,15 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     left_out = found.attrs["properties_of"]["left_out"]
     told = f"; {left_out:,} left out by --where or --limit" if left_out else ""
     followed = _followed(found, path)
-    properties, size = found.attrs["settings"]["properties"], found.sizes[STRUCTURE]
+    settings, size = found.attrs["settings"], found.sizes[STRUCTURE]
+    properties = settings["properties"]
+    computed = ["ok", "symmetry_changed"]
     # The phonons of a crystal with imaginary modes are a result, unlike its conductivity.
-    computed = ("ok", "symmetry_changed", *(["imaginary_modes"] if Phonons.name in properties else []))
+    if Phonons.name in properties:
+        computed.append("imaginary_modes")
+    # Crystals that are used as they are have this status if their forces are large.
+    if not settings["relax"]:
+        computed.append("not_relaxed")
     warning = (
         ""
         if any(counts[status] for status in computed)
