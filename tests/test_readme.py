@@ -23,6 +23,7 @@ GENERATED = {ROOT / "docs/reference/command_line.md"}
 SOURCES, DASK, DYNAMICS = (
     (ROOT / "docs" / name).read_text() for name in ("sources.md", "how-to/dask.md", "how-to/molecular_dynamics.md")
 )
+EVIDENCE = (ROOT / "docs/evidence.md").read_text()
 EQUIVARIANCE = (ROOT / "docs/explanation/equivariance.md").read_text()
 NETWORKS = (("l_max 0", "degree 0"), ("l_max 1", "degree 1"), ("l_max 2", "degree 2"), ("control", "control"))
 # Figures in README and docs: the page, the file of the benchmark, what it printed, and the words of the page.
@@ -52,6 +53,10 @@ FIGURES = [
     (README, "screening_skill.txt", r"all +([\d,]+) crystals", "{} crystals |"),
     (README, "screening_skill.txt", r"all .*precision ([\d.]+)", "precision {}"),
     (README, "screening_skill.txt", r"all .*recall ([\d.]+)", "recall {}"),
+    (EVIDENCE, "heat_capacity.txt", r"largest difference ([\d.]+);", "{} J/K per mole of the cell, the largest"),
+    (EVIDENCE, "heat_capacity.txt", r"of (\d+) heat capacities within", "difference of {} crystals"),
+    (EVIDENCE, "heat_capacity.txt", r"all: \d+ crystals, MAE ([\d.]+)", "{} J/K per mole of atoms on average"),
+    (EVIDENCE, "heat_capacity.txt", r"all: (\d+) crystals", "on average, {} crystals"),
     *(
         (
             EQUIVARIANCE,
