@@ -23,7 +23,7 @@ GENERATED = {ROOT / "docs/reference/command_line.md"}
 SOURCES, DASK, DYNAMICS = (
     (ROOT / "docs" / name).read_text() for name in ("sources.md", "how-to/dask.md", "how-to/molecular_dynamics.md")
 )
-EVIDENCE = (ROOT / "docs/evidence.md").read_text()
+EVIDENCE, PROPERTIES = ((ROOT / "docs" / name).read_text() for name in ("evidence.md", "how-to/properties.md"))
 EQUIVARIANCE = (ROOT / "docs/explanation/equivariance.md").read_text()
 NETWORKS = (("l_max 0", "degree 0"), ("l_max 1", "degree 1"), ("l_max 2", "degree 2"), ("control", "control"))
 # Figures in README and docs: the page, the file of the benchmark, what it printed, and the words of the page.
@@ -53,6 +53,11 @@ FIGURES = [
     (README, "screening_skill.txt", r"all +([\d,]+) crystals", "{} crystals |"),
     (README, "screening_skill.txt", r"all .*precision ([\d.]+)", "precision {}"),
     (README, "screening_skill.txt", r"all .*recall ([\d.]+)", "recall {}"),
+    (EVIDENCE, "elasticity.txt", r"matcalc.*\n.*MAE of K ([\d.]+)", "bulk modulus off by {} GPa"),
+    (EVIDENCE, "elasticity.txt", r"matcalc.*\n.*MAE of G ([\d.]+)", "shear modulus by {} GPa"),
+    (EVIDENCE, "elasticity.txt", r"matcalc.*\n.*against DFT, ([\d,]+) crystals", "on average, {} crystals |"),
+    (PROPERTIES, "elasticity.txt", r"matcalc.*\n.*MAE of K ([\d.]+)", "off by {} GPa and"),
+    (PROPERTIES, "elasticity.txt", r"matcalc.*\n.*MAE of G ([\d.]+)", "shear moduli by {} GPa"),
     (EVIDENCE, "heat_capacity.txt", r"largest difference ([\d.]+);", "{} J/K per mole of the cell, the largest"),
     (EVIDENCE, "heat_capacity.txt", r"of (\d+) heat capacities within", "difference of {} crystals"),
     (EVIDENCE, "heat_capacity.txt", r"all: \d+ crystals, MAE ([\d.]+)", "{} J/K per mole of atoms on average"),
