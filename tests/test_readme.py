@@ -26,6 +26,8 @@ SOURCES, DASK, DYNAMICS = (
 EVIDENCE, PROPERTIES = ((ROOT / "docs" / name).read_text() for name in ("evidence.md", "how-to/properties.md"))
 EQUIVARIANCE = (ROOT / "docs/explanation/equivariance.md").read_text()
 NETWORKS = (("l_max 0", "degree 0"), ("l_max 1", "degree 1"), ("l_max 2", "degree 2"), ("control", "control"))
+# What `elasticity.py` prints for a preset: number of crystals, errors of bulk and shear modulus.
+MODULI = r"preset {},.*\n.*against DFT, ([\d,]+) crystals.*MAE of K ([\d.]+).*MAE of G ([\d.]+)"
 # Figures in README and docs: the page, the file of the benchmark, what it printed, and the words of the page.
 FIGURES = [
     (README, "featurize_rate.txt", r"equiscreen +([\d,]+) structures/s", "{} structures/s,"),
@@ -53,11 +55,15 @@ FIGURES = [
     (README, "screening_skill.txt", r"all +([\d,]+) crystals", "{} crystals |"),
     (README, "screening_skill.txt", r"all .*precision ([\d.]+)", "precision {}"),
     (README, "screening_skill.txt", r"all .*recall ([\d.]+)", "recall {}"),
-    (EVIDENCE, "elasticity.txt", r"matcalc.*\n.*MAE of K ([\d.]+)", "bulk modulus off by {} GPa"),
-    (EVIDENCE, "elasticity.txt", r"matcalc.*\n.*MAE of G ([\d.]+)", "shear modulus by {} GPa"),
-    (EVIDENCE, "elasticity.txt", r"matcalc.*\n.*against DFT, ([\d,]+) crystals", "on average, {} crystals |"),
-    (PROPERTIES, "elasticity.txt", r"matcalc.*\n.*MAE of K ([\d.]+)", "off by {} GPa and"),
-    (PROPERTIES, "elasticity.txt", r"matcalc.*\n.*MAE of G ([\d.]+)", "shear moduli by {} GPa"),
+    *(
+        (page, "elasticity.txt", MODULI.format(preset), words)
+        for page, preset, words in (
+            (EVIDENCE, "matcalc", "bulk modulus off by {1} GPa, shear modulus by {2} GPa on average, {0} crystals"),
+            (EVIDENCE, "default", "{1} and {2} GPa, {0} crystals"),
+            (PROPERTIES, "matcalc", "of {0} binary crystals are off by {1} GPa and the shear moduli by {2} GPa"),
+            (PROPERTIES, "default", "for {0} of them, by {1} and {2} GPa"),
+        )
+    ),
     (EVIDENCE, "heat_capacity.txt", r"largest difference ([\d.]+);", "{} J/K per mole of the cell, the largest"),
     (EVIDENCE, "heat_capacity.txt", r"of (\d+) heat capacities within", "difference of {} crystals"),
     (EVIDENCE, "heat_capacity.txt", r"all: \d+ crystals, MAE ([\d.]+)", "{} J/K per mole of atoms on average"),
