@@ -64,6 +64,18 @@ FIGURES = [
             (PROPERTIES, "default", "for {0} of them, by {1} and {2} GPa"),
         )
     ),
+    *(
+        (page, "precision.txt", pattern, words)
+        for page, moduli, heat in (
+            (EVIDENCE, "by at most {} GPa", "heat capacities by {} J/K"),
+            (PROPERTIES, "by at most {} GPa", "heat capacities by at most {} J/K"),
+        )
+        for pattern, words in (
+            (r"shear_modulus_vrh: 20 crystals, .* largest ([\d.]+)", moduli),
+            (r"heat_capacity: 20 crystals, .* largest ([\d.]+)", heat),
+        )
+    ),
+    (PROPERTIES, "precision.txt", r"min_frequency: 20 crystals, .* largest ([\d.]+)", "by at most {} THz"),
     (EVIDENCE, "heat_capacity.txt", r"largest difference ([\d.]+);", "{} J/K per mole of the cell, the largest"),
     (EVIDENCE, "heat_capacity.txt", r"of (\d+) heat capacities within", "difference of {} crystals"),
     (EVIDENCE, "heat_capacity.txt", r"all: \d+ crystals, MAE ([\d.]+)", "{} J/K per mole of atoms on average"),
