@@ -34,7 +34,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     assert any(cell.get("outputs") for cell in stored.cells), "stored without outputs, so that nobody can read it"
     run = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(
-        run, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        run, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     assert outputs(run) == outputs(stored)
 

@@ -23,8 +23,11 @@ GENERATED = {ROOT / "docs/reference/command_line.md"}
 SOURCES, DASK, DYNAMICS = (
     (ROOT / "docs" / name).read_text() for name in ("sources.md", "how-to/dask.md", "how-to/molecular_dynamics.md")
 )
+EVIDENCE, PROPERTIES = ((ROOT / "docs" / name).read_text() for name in ("evidence.md", "how-to/properties.md"))
 EQUIVARIANCE = (ROOT / "docs/explanation/equivariance.md").read_text()
 NETWORKS = (("l_max 0", "degree 0"), ("l_max 1", "degree 1"), ("l_max 2", "degree 2"), ("control", "control"))
+# What `elasticity.py` prints for a preset: number of crystals, errors of bulk and shear modulus.
+MODULI = r"preset {},.*\n.*against DFT, ([\d,]+) crystals.*MAE of K ([\d.]+).*MAE of G ([\d.]+)"
 # Figures in README and docs: the page, the file of the benchmark, what it printed, and the words of the page.
 FIGURES = [
     (README, "featurize_rate.txt", r"equiscreen +([\d,]+) structures/s", "{} structures/s,"),
@@ -52,6 +55,31 @@ FIGURES = [
     (README, "screening_skill.txt", r"all +([\d,]+) crystals", "{} crystals |"),
     (README, "screening_skill.txt", r"all .*precision ([\d.]+)", "precision {}"),
     (README, "screening_skill.txt", r"all .*recall ([\d.]+)", "recall {}"),
+    *(
+        (page, "elasticity.txt", MODULI.format(preset), words)
+        for page, preset, words in (
+            (EVIDENCE, "matcalc", "bulk modulus off by {1} GPa, shear modulus by {2} GPa on average, {0} crystals"),
+            (EVIDENCE, "default", "{1} and {2} GPa, {0} crystals"),
+            (PROPERTIES, "matcalc", "of {0} binary crystals are off by {1} GPa and the shear moduli by {2} GPa"),
+            (PROPERTIES, "default", "for {0} of them, by {1} and {2} GPa"),
+        )
+    ),
+    *(
+        (page, "precision.txt", pattern, words)
+        for page, moduli, heat in (
+            (EVIDENCE, "by at most {} GPa", "heat capacities by {} J/K"),
+            (PROPERTIES, "by at most {} GPa", "heat capacities by at most {} J/K"),
+        )
+        for pattern, words in (
+            (r"shear_modulus_vrh: 20 crystals, .* largest ([\d.]+)", moduli),
+            (r"heat_capacity: 20 crystals, .* largest ([\d.]+)", heat),
+        )
+    ),
+    (PROPERTIES, "precision.txt", r"min_frequency: 20 crystals, .* largest ([\d.]+)", "by at most {} THz"),
+    (EVIDENCE, "heat_capacity.txt", r"largest difference ([\d.]+);", "{} J/K per mole of the cell, the largest"),
+    (EVIDENCE, "heat_capacity.txt", r"of (\d+) heat capacities within", "difference of {} crystals"),
+    (EVIDENCE, "heat_capacity.txt", r"all: \d+ crystals, MAE ([\d.]+)", "{} J/K per mole of atoms on average"),
+    (EVIDENCE, "heat_capacity.txt", r"all: (\d+) crystals", "on average, {} crystals"),
     *(
         (
             EQUIVARIANCE,

@@ -55,7 +55,7 @@ def compute_properties(
     out: str | Path,
     what: Sequence[str] = ("elastic",),
     *,
-    preset: str = "default",
+    preset: str | Preset = "default",
     where: str | None = None,
     relax: bool = True,
     born: str | Path | None = None,
@@ -91,7 +91,7 @@ def compute_properties(
         model: ONNX file made by `export_onnx`, with energy, forces and stress.
         out: Scores dataset to write: a path, or a URL, in which case the run works in the current folder.
         what: Names of the properties: elastic, eos, phonons, kappa.
-        preset: Protocol of the computation; see `properties.presets`.
+        preset: Protocol of the computation: the name of a preset, or one of your own; see `properties.presets`.
         where: Filter expression on the columns of the source; see `selection.filter_expression`.
         relax: Whether to relax the structures first.
         born: Born charges and dielectric tensors for phonons: a file in phonopy's format BORN for a single crystal, or
@@ -404,13 +404,13 @@ class _Plan:
         }
 
 
-def chosen_preset(preset: str, what: Sequence[str], *, born: bool, follow_modes: bool) -> Preset:
-    """Return the preset, whose phonons use Born charges and follow imaginary modes if this is wanted.
+def chosen_preset(preset: str | Preset, what: Sequence[str], *, born: bool, follow_modes: bool) -> Preset:
+    """Return the preset, given by name or as such, whose phonons use Born charges and follow modes if this is wanted.
 
     Raises:
         ConfigError: The preset is unknown, or there are settings of phonons that are not computed.
     """
-    chosen = preset_named(preset)
+    chosen = preset if isinstance(preset, Preset) else preset_named(preset)
     for name, given in (("--born", born), ("--follow-modes", follow_modes)):
         if given and Phonons.name not in what:
             raise ConfigError(f"{name} needs phonons; add phonons to --what")
@@ -495,9 +495,15 @@ def summary(found: xr.Dataset, path: str | Path) -> str:
     left_out = found.attrs["properties_of"]["left_out"]
     told = f"; {left_out:,} left out by --where or --limit" if left_out else ""
     followed = _followed(found, path)
-    properties, size = found.attrs["settings"]["properties"], found.sizes[STRUCTURE]
+    settings, size = found.attrs["settings"], found.sizes[STRUCTURE]
+    properties = settings["properties"]
+    computed = ["ok", "symmetry_changed"]
     # The phonons of a crystal with imaginary modes are a result, unlike its conductivity.
-    computed = ("ok", "symmetry_changed", *(["imaginary_modes"] if Phonons.name in properties else []))
+    if Phonons.name in properties:
+        computed.append("imaginary_modes")
+    # Crystals that are used as they are have this status if their forces are large.
+    if not settings["relax"]:
+        computed.append("not_relaxed")
     warning = (
         ""
         if any(counts[status] for status in computed)

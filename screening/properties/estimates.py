@@ -20,6 +20,7 @@ from .inputs import Candidates
 from .lattice_dynamics.born_files import BornFiles
 from .materials import Protocol, compute_materials
 from .output import base_arrays, property_arrays
+from .presets import Preset
 
 SAMPLE = 4
 
@@ -62,7 +63,7 @@ def estimate(
     model: str | Path,
     what: Sequence[str],
     *,
-    preset: str = "default",
+    preset: str | Preset = "default",
     where: str | None = None,
     relax: bool = True,
     born: str | Path | None = None,
@@ -77,7 +78,7 @@ def estimate(
         source: As for `compute_properties`.
         model: ONNX file.
         what: Names of the properties.
-        preset: Protocol of the computation.
+        preset: Protocol of the computation, as for `compute_properties`.
         where: Filter expression.
         relax: Whether the structures are relaxed first.
         born: File or folder of Born charges, as for `compute_properties`.

@@ -8,8 +8,9 @@ the space group kept, displacements of 0.01 angstrom, supercells and meshes of t
 relaxation-time approximation at 300 K with coherences and isotopes but no non-analytical term. The published relaxation
 uses FIRE; ours uses L-BFGS with the same criterion.
 
-The forces of each material are kept in the work folder, its conductivity in the file of --results; a later run does not
-repeat finished work, so that many short runs make the benchmark. `--print` only prints the results that are there. The
+The forces of each material are kept in the work folder, its conductivity in the file of --results, by default
+`kappa.json` beside this script for 7net-0 and MODEL.json in the work folder for others. A later run does not repeat
+finished work, so that many short runs make the benchmark. `--print` only prints the results that are there. The
 columns SRME and SRE compare with the DFT references with (NAC) and without (noNAC) the non-analytical term; the
 published values of 7net-0 compare with NAC. Prints the text of `kappa.txt`.
 """
@@ -58,6 +59,7 @@ PRESET = PRESETS["phonondb-103"]
 RELAXATION = replace(PRESET.relaxation, allow_extrapolation=True)
 (PROPERTY,) = PRESET.chosen(["kappa"])
 SYMPREC = PRESET.relaxation.symprec
+KEPT = Path(__file__).with_suffix(".json")
 CLOSE = 0.03  # relative difference of conductivities
 
 
@@ -295,7 +297,7 @@ if __name__ == "__main__":
     parser.add_argument("--materials", default="SUBSET")
     parser.add_argument("--model", default="7net-0")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--results", type=Path, help="default: MODEL.json in the work folder")
+    parser.add_argument("--results", type=Path)
     parser.add_argument("--print", action="store_true")
     options = parser.parse_args()
     main(
@@ -304,6 +306,6 @@ if __name__ == "__main__":
         options.materials,
         options.model,
         options.threads,
-        options.results or options.work / f"{options.model}.json",
+        options.results or (KEPT if options.model == "7net-0" else options.work / f"{options.model}.json"),
         only_print=options.print,
     )

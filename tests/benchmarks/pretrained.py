@@ -73,15 +73,16 @@ def kept_folder(folder: Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-def exported(source: str | Path, folder: Path, modality: str | None = None) -> Path:
-    """Path of the float32 ONNX file of published weights, which is made unless the folder has it.
+def exported(source: str | Path, folder: Path, modality: str | None = None, *, float64: bool = False) -> Path:
+    """Path of the ONNX file of published weights, which is made unless the folder has it.
 
     Args:
         source: Name or path of the weights, as for `load_pretrained`.
         folder: Folder of the file.
         modality: Modality of the weights, as for `load_pretrained`.
+        float64: Whether the file computes in float64.
     """
-    name = "-".join(filter(None, (Path(source).name, modality)))
+    name = "-".join(filter(None, (Path(source).name, modality, "float64" if float64 else None)))
     target, checkpoint = folder / f"{name}.onnx", folder / f"{name}.ckpt"
     if target.exists():
         print(f"{target.name} from an earlier run", flush=True)
@@ -91,5 +92,5 @@ def exported(source: str | Path, folder: Path, modality: str | None = None) -> P
     from equiscreen.model.pretrained.load import import_weights  # noqa: PLC0415 - needs PyTorch
 
     print(import_weights(source, checkpoint, modality=modality, overwrite=True).removeprefix(f"{folder}/"))
-    print(str(export_onnx(checkpoint, target)).removeprefix(f"{folder}/"), flush=True)
+    print(str(export_onnx(checkpoint, target, float64=float64)).removeprefix(f"{folder}/"), flush=True)
     return target

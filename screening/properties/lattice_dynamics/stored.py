@@ -100,7 +100,7 @@ def band_figure(path: Bands, states: DensityOfStates) -> Figure:
     left.set(xlim=(path.distance[0], path.distance[-1]), ylabel="frequency (THz); negative if imaginary")
     left.axhline(0.0, color="black", linewidth=0.5)
     right.plot(states.density, states.frequency, color="tab:blue", linewidth=0.9)
-    right.set(xlim=(0, None), xlabel="states (1/THz per atom)")
+    right.set(xlim=(0, None), xlabel="states\n(1/THz per atom)")
     return figure
 
 

@@ -19,7 +19,7 @@ from equiscreen.pipeline import GraphStore, Structure, featurize
 from equiscreen.pipeline.errors import ConfigError, ModelFileError, OutputExistsError, SourceError, StoreError
 from equiscreen.pipeline.store.schema import ArraySpec, structure_array
 from equiscreen.screening import compute_properties, open_scores, relax, select
-from equiscreen.screening.properties import compute, finishing, presets, worker
+from equiscreen.screening.properties import compute, finishing, worker
 from equiscreen.screening.properties.estimates import estimate
 from equiscreen.screening.properties.materials import Computed, Protocol, compute_materials
 from equiscreen.screening.properties.mechanics.elastic import Elastic
@@ -282,7 +282,6 @@ def test_a_last_step_resumes_by_material(
     ase.io.write(tmp_path / "c.extxyz", crystals, format="extxyz")
     featurize(tmp_path / "c.extxyz", tmp_path / "g.zarr", cutoff=4.5, scheduler="threads")
     protocol = Preset("springs", replace(PRESETS["default"].relaxation, fmax=1e6, smax=1e9), (Springs(),))
-    monkeypatch.setitem(presets.PRESETS, "springs", protocol)
     done: list[int] = []
     step, interrupted = finishing._finished, [True]
 
@@ -295,7 +294,7 @@ def test_a_last_step_resumes_by_material(
     def run(name: str) -> xr.Dataset:
         out, model = tmp_path / name, exported("float64")
         return compute_properties(
-            tmp_path / "g.zarr", model, out, ["springs"], preset="springs", relax=False, scheduler="threads"
+            tmp_path / "g.zarr", model, out, ["springs"], preset=protocol, relax=False, scheduler="threads"
         )
 
     monkeypatch.setattr(finishing, "_finished", counted)

@@ -202,7 +202,7 @@ def test_what_cannot_be_followed_keeps_its_phonons() -> None:
 
 @pytest.mark.slow
 def test_the_new_structures_are_a_store_that_other_commands_read(
-    exported: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """The crystals of an untrained network have imaginary modes; relaxations of few steps are enough."""
     crystals = [bulk("Cu"), bulk("CuAl", "cesiumchloride", a=3.0), bulk("Al")]
@@ -212,17 +212,16 @@ def test_the_new_structures_are_a_store_that_other_commands_read(
     featurize(tmp_path / "c.extxyz", tmp_path / "g.zarr", cutoff=4.5, id_field="name", scheduler="threads")
     small = presets.PRESETS["default"].altered("phonons", min_length=6.0, mesh=15.0, temperatures=(300.0,))
     small = replace(small, relaxation=replace(small.relaxation, max_steps=5))
-    monkeypatch.setitem(presets.PRESETS, "default", small)
     model, out = exported("float64"), tmp_path / "p.zarr"
     plain, followed = (
-        estimate(tmp_path / "g.zarr", model, ["phonons"], relax=False, follow_modes=follows)
+        estimate(tmp_path / "g.zarr", model, ["phonons"], preset=small, relax=False, follow_modes=follows)
         for follows in (False, True)
     )
     assert followed.cells == plain.cells + len(crystals) * len(AMPLITUDES)
     assert "with imaginary modes as frequent as in it" in str(followed)
     assert "imaginary" not in str(plain)
     scores = compute_properties(
-        tmp_path / "g.zarr", model, out, ["phonons"], relax=False, follow_modes=True, scheduler="threads"
+        tmp_path / "g.zarr", model, out, ["phonons"], preset=small, relax=False, follow_modes=True, scheduler="threads"
     )
     words = [FOLLOWED_STATUSES[value] for value in scores["followed_status"].values]
     gains = scores["followed_energy_gain"].values

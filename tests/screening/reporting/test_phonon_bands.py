@@ -41,12 +41,9 @@ def properties(exported: Callable[[str], Path], tmp_path_factory: pytest.TempPat
     featurize(folder / "c.extxyz", folder / "g.zarr", cutoff=4.5, id_field="name", scheduler="threads")
     small = presets.PRESETS["default"].altered("phonons", min_length=6.0, mesh=15.0, temperatures=(300.0,))
     small = replace(small, relaxation=replace(small.relaxation, fmax=1e6, smax=1e9))  # they count as relaxed
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(presets.PRESETS, "default", small)
-        compute_properties(
-            folder / "g.zarr", exported("float64"), folder / "p.zarr", ["phonons"], relax=False, scheduler="threads"
-        )
-    return folder / "p.zarr"
+    model, out = exported("float64"), folder / "p.zarr"
+    compute_properties(folder / "g.zarr", model, out, ["phonons"], preset=small, relax=False, scheduler="threads")
+    return out
 
 
 def drawn(page: Path) -> dict[str, dict[str, Any]]:
