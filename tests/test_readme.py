@@ -24,6 +24,7 @@ SOURCES, DASK, DYNAMICS = (
     (ROOT / "docs" / name).read_text() for name in ("sources.md", "how-to/dask.md", "how-to/molecular_dynamics.md")
 )
 EVIDENCE, PROPERTIES = ((ROOT / "docs" / name).read_text() for name in ("evidence.md", "how-to/properties.md"))
+SCALING = (ROOT / "docs/scaling.md").read_text()
 EQUIVARIANCE = (ROOT / "docs/explanation/equivariance.md").read_text()
 NETWORKS = (("l_max 0", "degree 0"), ("l_max 1", "degree 1"), ("l_max 2", "degree 2"), ("control", "control"))
 # What `elasticity.py` prints for a preset: number of crystals, errors of bulk and shear modulus.
@@ -36,6 +37,9 @@ FIGURES = [
     (DASK, "pretrained_size.txt", r"edges: (\d+),\d+ bytes/edge", "An edge takes {} kB with 7net-0"),
     (DYNAMICS, "pretrained_size.txt", r"edges: (\d+),\d+ bytes/edge", "{} kB of\n  memory for each edge with 7net-0"),
     (README, "million.txt", r"1,000,000 candidates: ([\d,]+) structures/s", "{} structures/s"),
+    (SCALING, "scaling.txt", r"([\d,]+) workers killed", "After {} workers killed"),
+    (SCALING, "scaling.txt", r"the client killed (\d+) times", "the command killed {} times"),
+    (SCALING, "scaling.txt", r"; ([\d,]+) rows in order: True; equal to the undisturbed run: True", "all {} rows"),
     (
         README,
         "pretrained_rate.txt",

@@ -36,7 +36,7 @@ _BELOW, _OUTSIDE = 1e-11, 1e-10
 _MAX_ELEMENTS = 6
 _MAX_POINTS = {5: 1_000, 6: 150}
 # Up to this many simplices, all are tried, which takes less time than running qhull.
-_FEW_SIMPLICES = 40
+_FEW_SIMPLICES = 160
 # Largest number of values in a temporary array of compositions by facets, or of facets by entries.
 _TABLE = 1 << 22
 
