@@ -68,6 +68,30 @@ class Plausibility:
             bounds[one, other] = bounds[other, one] = max(SHORTEST_OF_TRAINING * distance, MIN_DISTANCE)
         return np.asarray(bounds, dtype=np.float64)
 
+    @cached_property
+    def _isolated(self) -> NDArray[np.float64]:
+        """Energy of an isolated atom by atomic number: float64[119], eV; NaN if unknown."""
+        out = np.full(len(chemical_symbols), np.nan)
+        out[list(self.isolated_energies)] = list(self.isolated_energies.values())
+        return out
+
+    def are_implausible(
+        self, block: GraphBlock, energy: NDArray[np.float64], largest_force: NDArray[np.float64]
+    ) -> NDArray[np.bool_]:
+        """Return which structures are implausible, for the same reasons as `doubts`: bool[n_structures].
+
+        Args:
+            block: The structures.
+            energy: float64[n_structures], total energies, eV; NaN raises no doubt.
+            largest_force: float64[n_structures], largest norm of the force on an atom, eV/angstrom; NaN raises no
+                doubt.
+        """
+        relative = self.relative_energies(block, energy)
+        out = (relative < LOWEST_ENERGY) | (relative > HIGHEST_ENERGY) | (largest_force > LARGEST_FORCE)
+        _, close = self._close(block)
+        out[close] = True
+        return out
+
     def doubts(self, block: GraphBlock, found: Evaluation | None = None) -> list[str]:
         """Return what makes each structure implausible, as text; empty for plausible structures.
 
@@ -95,27 +119,34 @@ class Plausibility:
             block: The structures.
             energy: float64[n_structures], total energies, eV.
         """
-        isolated = np.full(len(chemical_symbols), np.nan)
-        for number, value in self.isolated_energies.items():
-            isolated[number] = value
-        base = np.bincount(block.atom_structure, weights=isolated[block.atomic_number], minlength=len(block))
+        base = np.bincount(block.atom_structure, weights=self._isolated[block.atomic_number], minlength=len(block))
         return np.asarray((energy - base) / block.n_atoms)
 
     def _of_distances(self, block: GraphBlock) -> list[str]:
         out = [""] * len(block)
-        some = np.flatnonzero(block.n_edges)
-        if len(some) == 0:
-            return out
-        one, other = block.atomic_number[block.receiver], block.atomic_number[block.sender]
-        distances = np.linalg.norm(block.displacements(), axis=1)
-        shares = distances / self.shortest[one, other]
-        for row in some[np.minimum.reduceat(shares, block.edge_start[some]) < 1.0].tolist():
+        shares, close = self._close(block)
+        for row in close.tolist():
             edges = slice(int(block.edge_start[row]), int(block.edge_start[row] + block.n_edges[row]))
             edge = edges.start + int(shares[edges].argmin())
-            pair = f"{chemical_symbols[one[edge]]} and {chemical_symbols[other[edge]]}"
-            bound = self.shortest[one[edge], other[edge]]
-            out[row] = f"{pair} {distances[edge]:.2f} angstrom apart, closer than {bound:.2f}"
+            one, other = block.atomic_number[block.receiver[edge]], block.atomic_number[block.sender[edge]]
+            bound = self.shortest[one, other]
+            pair = f"{chemical_symbols[one]} and {chemical_symbols[other]}"
+            out[row] = f"{pair} {shares[edge] * bound:.2f} angstrom apart, closer than {bound:.2f}"
         return out
+
+    def _close(self, block: GraphBlock) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Find atoms that are too close.
+
+        Returns:
+            float64[n_edges], distances relative to the shortest plausible ones; and the structures in which one is
+            below 1: int64[n].
+        """
+        one, other = block.atomic_number[block.receiver], block.atomic_number[block.sender]
+        shares = np.linalg.norm(block.displacements(), axis=1) / self.shortest[one, other]
+        some = np.flatnonzero(block.n_edges)
+        if len(some) == 0:
+            return shares, some
+        return shares, some[np.minimum.reduceat(shares, block.edge_start[some]) < 1.0]
 
 
 def atomic_volume(atomic_number: NDArray[np.integer]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,7 @@ def score_block(
     """
     limits = limits or ScoreLimits()
     n = len(block)
-    status, doubtful = _first_status(block, potential, limits), np.zeros(n, dtype=bool)
+    status = _first_status(block, potential, limits)
     arrays: dict[str, NDArray[Any]] = {
         spec.name: np.full(spec.shape(n), np.nan)
         for spec in score_arrays(potential.outputs)
@@ -85,23 +85,19 @@ def score_block(
             if found is None:
                 status[rows] = TOO_LARGE
                 continue
-            batch = block.take(rows)
-            if plausibility is not None and not limits.allow_extrapolation:
-                doubtful[rows] = [bool(doubt) for doubt in plausibility.doubts(batch, found)]
-            for name, values in _arrays_from(batch, found, arrays).items():
+            pbc, n_atoms = block.pbc[rows], block.n_atoms[rows]
+            for name, values in _arrays_from(block.cell[rows], pbc, n_atoms, found, arrays).items():
                 arrays[name][rows] = values
             finite = [np.isfinite(values[rows]).reshape(len(rows), -1).all(axis=1) for values in checked]
             if "stress" in arrays:
-                finite.append(np.isfinite(found.stress).all(axis=(1, 2)) | ~batch.pbc.all(axis=1))
+                finite.append(np.isfinite(found.stress).all(axis=(1, 2)) | ~pbc.all(axis=1))
             bad.append(rows[~np.all(finite, axis=0)])
         return np.concatenate(bad)
 
     evaluate_ok_rows(status, score)
     for values in arrays.values():
         values[(status == NOT_FINITE) | (status == TOO_LARGE)] = np.nan
-    if limits.min_distance is not None:
-        doubtful |= _shortest_distance(block) < limits.min_distance
-    status[(status == OK) & doubtful] = EXTRAPOLATING
+    status[_doubtful(block, np.flatnonzero(status == OK), arrays, limits, plausibility)] = EXTRAPOLATING
     return {
         **arrays,
         "formula": formulas(block),
@@ -134,6 +130,33 @@ def _first_status(block: GraphBlock, potential: Potential, limits: ScoreLimits) 
     return status
 
 
+def _doubtful(
+    block: GraphBlock,
+    rows: NDArray[np.int64],
+    arrays: Mapping[str, NDArray[Any]],
+    limits: ScoreLimits,
+    plausibility: Plausibility | None,
+) -> NDArray[np.int64]:
+    """Return those of some rows whose scores cannot be trusted: int64[n].
+
+    Args:
+        block: The structures.
+        rows: int64[n], rows that were evaluated.
+        arrays: Scores of all rows.
+        limits: Limits on what is scored.
+        plausibility: Bounds of the model; None skips them.
+    """
+    some = block if len(rows) == len(block) else block.take(rows)
+    doubtful = np.zeros(len(rows), dtype=bool)
+    if plausibility is not None and not limits.allow_extrapolation:
+        unknown = np.full(len(block), np.nan)
+        energy, force = (arrays.get(name, unknown)[rows] for name in ("energy", "max_force"))
+        doubtful |= plausibility.are_implausible(some, energy, force)
+    if limits.min_distance is not None:
+        doubtful |= _shortest_distance(some) < limits.min_distance
+    return rows[doubtful]
+
+
 def _shortest_distance(block: GraphBlock) -> NDArray[np.float64]:
     """Return shortest interatomic distances: float64[n_structures], angstrom; inf without atoms within the cutoff."""
     out = np.full(len(block), np.inf)
@@ -144,23 +167,31 @@ def _shortest_distance(block: GraphBlock) -> NDArray[np.float64]:
     return out
 
 
-def _arrays_from(block: GraphBlock, found: Evaluation, names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
+def _arrays_from(
+    cell: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+    n_atoms: NDArray[np.integer],
+    found: Evaluation,
+    names: Iterable[str],
+) -> dict[str, NDArray[np.float64]]:
     """Return the arrays of the scores, from the evaluation of some structures.
 
     Args:
-        block: The structures.
+        cell: float64[n, 3, 3], lattice vectors as rows, angstrom.
+        pbc: bool[n, 3], which lattice vectors are periodic.
+        n_atoms: int[n], number of atoms.
         found: Evaluation of the structures.
         names: Names of the arrays.
     """
-    values, partial = found.arrays(), PartialStress.of(block.cell, block.pbc, found.stress, found.virial)
+    values, partial = found.arrays(), PartialStress.of(cell, pbc, found.stress, found.virial)
     known = {"stress": partial.stress, "in_plane_virial": partial.in_plane, "axial_virial": partial.axial}
     out = {}
     for name in names:
         value = known[name] if name in known else values[SOURCES.get(name, name)]
         if name == "energy_per_atom":
-            value = value / block.n_atoms
+            value = value / n_atoms
         elif name.startswith("max_force"):
-            value = np.maximum.reduceat(np.linalg.norm(value, axis=1), starts(block.n_atoms))
+            value = np.maximum.reduceat(np.linalg.norm(value, axis=1), starts(n_atoms))
         out[name] = value
     return out
 
