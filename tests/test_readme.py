@@ -65,7 +65,7 @@ FIGURES = [
             (EVIDENCE, "matcalc", "bulk modulus off by {1} GPa, shear modulus by {2} GPa on average, {0} crystals"),
             (EVIDENCE, "default", "{1} and {2} GPa, {0} crystals"),
             (PROPERTIES, "matcalc", "of {0} binary crystals are off by {1} GPa and the shear moduli by {2} GPa"),
-            (PROPERTIES, "default", "for {0} of them, by {1} and {2} GPa"),
+            (PROPERTIES, "default", "for {0} crystals, by {1} and {2} GPa"),
         )
     ),
     *(
@@ -80,6 +80,7 @@ FIGURES = [
         )
     ),
     (PROPERTIES, "precision.txt", r"min_frequency: 20 crystals, .* largest ([\d.]+)", "by at most {} THz"),
+    (EVIDENCE, "kappa.txt", r"SrO-rs +([\d.]+) +([\d.]+)", "SrO: {} W/m/K, published {};"),
     (EVIDENCE, "heat_capacity.txt", r"largest difference ([\d.]+);", "{} J/K per mole of the cell, the largest"),
     (EVIDENCE, "heat_capacity.txt", r"of (\d+) heat capacities within", "difference of {} crystals"),
     (EVIDENCE, "heat_capacity.txt", r"all: \d+ crystals, MAE ([\d.]+)", "{} J/K per mole of atoms on average"),

@@ -212,16 +212,22 @@ def test_an_estimate_takes_the_options_of_the_run(relaxed: Path, sevennet_model:
 
 
 @pytest.mark.parametrize(
-    ("status", "what", "is_result"),
-    [("imaginary_modes", "phonons", True), ("imaginary_modes", "kappa", False), ("failed", "phonons", False)],
+    ("status", "what", "relax", "is_result"),
+    [
+        ("imaginary_modes", "phonons", True, True),
+        ("imaginary_modes", "kappa", True, False),
+        ("failed", "phonons", True, False),
+        ("not_relaxed", "phonons", True, False),
+        ("not_relaxed", "phonons", False, True),
+    ],
 )
-def test_a_run_without_results_is_told(status: str, what: str, *, is_result: bool) -> None:
-    """Phonons with imaginary modes are a result."""
+def test_a_run_without_results_is_told(status: str, what: str, *, relax: bool, is_result: bool) -> None:
+    """Phonons with imaginary modes are a result, and so are properties of crystals that are used as they are."""
     attrs = {
         "timing": {"seconds": 1.0, "evaluations": 2, "core_hours": 0.0},
         "status_counts": dict.fromkeys(PROPERTY_STATUSES, 0) | {status: 1},
         "properties_of": {"left_out": 0},
-        "settings": {"properties": {what: {}}},
+        "settings": {"properties": {what: {}}, "relax": relax},
     }
     told = compute.summary(xr.Dataset({"status": ("structure", [0])}, attrs=attrs), "p.zarr")
     assert ("no structure is ok" not in told) == is_result
