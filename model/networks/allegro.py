@@ -3,7 +3,11 @@
 An edge only interacts with the other edges of its receiver, so only the elements of neighbours are read, and the
 network is strictly local. In each layer, the features of an edge are multiplied by a weighted sum of the spherical
 harmonics of all edges of the receiver. This sum and the coupling coefficients form one matrix per atom and channel,
-which acts on the features of every edge: no tensor over edges is wider than the features.
+which acts on the features of every edge.
+
+The perceptrons only read the scalars among the features, and the first features are weighted spherical harmonics. So
+the matrices of all layers are multiplied for each atom, before they meet an edge: the scalar of an edge and channel is
+the product of its harmonics with one vector of the receiver, and no other features of edges are computed.
 
 In the authors' code, the sum is called the environment, and the perceptrons of the layers are called latents. Constants
 that are kept separate there (fan-in, gains, mean number of neighbours, prefactors) are folded into the weights here,
@@ -60,6 +64,12 @@ class AllegroNetwork(Network):
         self.widths = [config.scalars, config.channels * degrees, config.channels * degrees]
         hidden = config.embedding_hidden
         self.perceptron = EdgePerceptron([config.embedding, *hidden, sum(self.widths)], config.embedding_activation)
+        # The weights of the first features are sorted by degree and then channel: sums over degrees are then sums of
+        # long rows. Checkpoints have them by channel and then degree.
+        places = torch.arange(sum(self.widths))
+        initial = places[-self.widths[2] :].view(config.channels, degrees).transpose(0, 1)
+        self.order: Tensor
+        self.register_buffer("order", torch.cat([places[: -self.widths[2]], initial.flatten()]), persistent=False)
         self.harmonics = SphericalHarmonics(config.l_max)
         self.interactions = nn.ModuleList(AllegroInteraction(config, layer) for layer in range(len(config.edge_irreps)))
         widths = [config.scalars * (len(self.interactions) + 1), *config.readout_hidden, 1]
@@ -105,15 +115,23 @@ class AllegroNetwork(Network):
         relative = distance / self.cutoff
         if self.config.pair_cutoffs:
             relative = distance * self.inverse_cutoffs.view(-1)[pair].view(-1, 1)
-        harmonics = self.harmonics(flat / distance)
-        embedded = self.perceptron(self.embedding(relative, species, table.neighbors))
+        harmonics = self.harmonics(flat / distance).view(n, k, -1)
+        embedded = self.perceptron(self.embedding(relative, species, table.neighbors), self.order)
         first, weights, initial = torch.split(embedded, self.widths, dim=1)
-        scalars, features = [first], self._weighted(initial, harmonics, n)
-        for interaction in self.interactions:
-            total = self._total(weights, harmonics.view(n, k, -1), species)
-            features, (more, *rest) = interaction(features, total, scalars)
+        scalars: list[Tensor] = [first]
+        matrices: list[Tensor] = []
+        for layer in range(len(self.interactions)):
+            interaction = self.interaction(layer)
+            total = self._total(weights, harmonics, species)
+            vectors = interaction.matrices(total, scalar=True)
+            for matrix in reversed(matrices):
+                vectors = torch.bmm(matrix, vectors)
+            invariant = self._invariant(initial, harmonics, vectors.view(n, self.config.channels, -1))
+            more, *rest = interaction([*scalars, invariant])
             scalars.append(more)
-            weights = rest[0] if rest else weights
+            if rest:
+                matrices.append(interaction.matrices(total))
+                (weights,) = rest
         energies = self.readout(torch.cat(scalars, dim=1)).view(n, k).sum(1)
         if self.sum_scales is not None:
             energies = energies * self.sum_scales[species]
@@ -128,21 +146,22 @@ class AllegroNetwork(Network):
         first, *others = (layer[SCALAR].view(-1) for layer in layers)
         return first + others[0] if others else first
 
-    def _weighted(self, weights: Tensor, harmonics: Tensor, n: int) -> Tensor:
-        """Weight the spherical harmonics of each edge by channel and degree: float[C * N, K, (l_max + 1)^2].
+    def _invariant(self, weights: Tensor, harmonics: Tensor, vectors: Tensor) -> Tensor:
+        """Compute the scalars among the features of each edge: float[N * K, C].
 
         Args:
-            weights: float[N * K, C * degrees].
-            harmonics: float[N * K, (l_max + 1)^2].
-            n: Number of atoms.
+            weights: float[N * K, degrees * C], weights of the spherical harmonics in the first features.
+            harmonics: float[N, K, (l_max + 1)^2].
+            vectors: float[N, C, (l_max + 1)^2], maps the first features of an atom's edges to the scalars.
         """
-        by_channel = weights.view(weights.shape[0], self.config.channels, -1).transpose(0, 1)
-        spread = by_channel.reshape(-1, by_channel.shape[2]) @ self.spread
-        features = spread.view(self.config.channels, *harmonics.shape) * harmonics.unsqueeze(0)
-        return features.view(self.config.channels * n, -1, harmonics.shape[1])
+        n, channels, components = vectors.shape
+        # `spread` keeps the components of one degree for each weight.
+        by_degree = vectors.transpose(1, 2).unsqueeze(2) * self.spread.t().unsqueeze(2)
+        products = torch.bmm(harmonics, by_degree.reshape(n, components, -1)).view_as(weights) * weights
+        return products.view(weights.shape[0], -1, channels).sum(1)
 
     def _total(self, weights: Tensor, harmonics: Tensor, species: Tensor) -> Tensor:
-        """Sum the weighted spherical harmonics over the edges of each atom: float[C, N, (l_max + 1)^2].
+        """Sum the weighted spherical harmonics over the edges of each atom: float[N, C, (l_max + 1)^2].
 
         Args:
             weights: float[N * K, C * degrees].
@@ -155,7 +174,7 @@ class AllegroNetwork(Network):
         total = (products.view(n, self.config.channels, -1, components) * self.spread).sum(2)
         if self.sum_scales is not None:
             total = total * self.sum_scales[species].view(-1, 1, 1)
-        return total.transpose(0, 1)
+        return total
 
 
 class BesselEmbedding(nn.Module):
@@ -236,17 +255,17 @@ class EdgePerceptron(nn.Module):
         self.weights = nn.ParameterList(torch.randn(a, b) / math.sqrt(a) for a, b in itertools.pairwise(widths))
         self.activation = ACTIVATIONS[activation]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, order: Tensor | None = None) -> Tensor:
         """Map float[E, widths[0]] to float[E, widths[-1]].
 
         Args:
             x: Scalars of the edges; zero beyond the cutoff, and so is the result.
+            order: int64[widths[-1]], order of the columns of the result; by default, the order of the weights.
         """
-        for place, weight in enumerate(self.weights):
-            if place:
-                x = self.activation(x)
-            x = x @ weight
-        return x
+        *hidden, last = self.weights
+        for weight in hidden:
+            x = self.activation(x @ weight)
+        return x @ (last if order is None else last.index_select(1, order))
 
 
 class AllegroInteraction(nn.Module):
@@ -289,31 +308,38 @@ class AllegroInteraction(nn.Module):
         inputs = config.scalars * (layer + 1) + config.channels
         self.perceptron = EdgePerceptron([inputs, *config.latent_hidden, sum(self.widths)], config.latent_activation)
 
-    def forward(self, features: Tensor, total: Tensor, scalars: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Compute the next features of all edges.
+    def matrices(self, total: Tensor, *, scalar: bool = False) -> Tensor:
+        """Compute the matrices that map the features of an atom's edges to the next: float[N * C, left, out].
 
         Args:
-            features: float[C * N, K, components], features of all edges.
-            total: float[C, N, (l_max + 1)^2], sum over the edges of each atom.
-            scalars: float[N * K, scalars] each, scalars of all edges from all previous layers.
+            total: float[N, C, (l_max + 1)^2], sum over the edges of each atom.
+            scalar: Whether to map to the scalar among the next features only: float[N * C, left, 1].
+        """
+        n, channels, _ = total.shape
+        right, left, out = self.dims
+        couplings = (self.weights.index_select(1, self.places) * self.couplings).view(-1, right, left, out)
+        if scalar:
+            # Scalars come first.
+            couplings, out = couplings[..., :1], 1
+        if len(couplings) == 1:
+            matrices = total.reshape(n * channels, right) @ couplings.reshape(right, -1)
+        else:
+            matrices = torch.bmm(total.transpose(0, 1), couplings.reshape(channels, right, -1)).transpose(0, 1)
+        return matrices.reshape(n * channels, left, out)
+
+    def forward(self, scalars: Sequence[Tensor]) -> list[Tensor]:
+        """Compute more scalars of all edges.
+
+        Args:
+            scalars: float[N * K, width] each, scalars of all edges from all previous layers, and those among the
+                features of this layer.
 
         Returns:
-            The next features, float[C * N, K, components]; and more scalars of all edges, float[N * K, scalars],
-            followed by the weights of the next sum over edges, float[N * K, C * degrees], except after the last layer.
+            More scalars of all edges, float[N * K, scalars], followed by the weights of the next sum over edges,
+            float[N * K, C * degrees], except after the last layer.
         """
-        channels, n, _ = total.shape
-        right, left, out = self.dims
-        couplings = (self.weights.index_select(1, self.places) * self.couplings).view(-1, right, left * out)
-        if len(couplings) == 1:
-            matrices = total.reshape(channels * n, right) @ couplings.squeeze(0)
-        else:
-            matrices = torch.bmm(total, couplings)
-        features = torch.bmm(features, matrices.view(channels * n, left, out))
-        # Scalars come first.
-        invariant = torch.split(features, [1, out - 1], dim=2)[0] if out > 1 else features
-        inputs = [*scalars, invariant.reshape(channels, -1).transpose(0, 1)]
-        made = self.perceptron(torch.cat(inputs, dim=1))
-        return features, [made] if len(self.widths) == 1 else list(torch.split(made, self.widths, dim=1))
+        made = self.perceptron(torch.cat([*scalars], dim=1))
+        return [made] if len(self.widths) == 1 else list(torch.split(made, self.widths, dim=1))
 
 
 def edge_paths(left: Sequence[Irrep], right: Sequence[Irrep], out: Sequence[Irrep]) -> list[Path]:
