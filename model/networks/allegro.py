@@ -262,6 +262,7 @@ class EdgePerceptron(nn.Module):
             x: Scalars of the edges; zero beyond the cutoff, and so is the result.
             order: int64[widths[-1]], order of the columns of the result; by default, the order of the weights.
         """
+        last: Tensor
         *hidden, last = self.weights
         for weight in hidden:
             x = self.activation(x @ weight)
