@@ -54,8 +54,8 @@ def estimate(
 ) -> CampaignEstimate:
     """Estimate the cost of a campaign.
 
-    A sample of the structures is featurized, and some structures and references are relaxed or scored. Servers are not
-    queried.
+    A sample of the structures is featurized, and some structures and references are relaxed or scored. References on
+    servers are not downloaded, and their cost is not estimated.
 
     Example:
         >>> print(estimate(RankSettings(sources=["candidates.extxyz"])))  # doctest: +SKIP

@@ -102,7 +102,7 @@ def rank(
         [1, 2, 3, 4]
 
     Args:
-        sources: Structure files in any supported format, or one graph store.
+        sources: Structure files in any supported format; or one graph store or scores dataset, whose graphs are used.
         out: Folder to write.
         scheduler: Dask cluster to work on; see `pipeline.runs.cluster.connect`.
         allow_mixed_devices: Accept workers, and parts of earlier runs, with other kinds of devices or instruction sets;
@@ -118,7 +118,9 @@ def rank(
     Raises:
         ConfigError: A setting is invalid, a reference cannot be used, or a package is not installed.
         ModelFileError: The model is unknown or cannot be used.
-        CheckpointError: The checkpoint is damaged or unfinished.
+        CheckpointError: The checkpoint is damaged or unfinished, or the weights cannot be imported.
+        UnreachableError: The weights of the model cannot be downloaded.
+        ExportError: A check of the exported model failed.
         DeviceError: The device does not exist here, or on a worker.
         SourceError: A file does not exist, or holds no structure that can be read.
         StoreError: None of the structures could be evaluated or selected.

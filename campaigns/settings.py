@@ -50,7 +50,7 @@ class RankSettings(BaseModel):
         '7net-0'
 
     Attributes:
-        sources: Structure files, as for `equiscreen.pipeline.featurize`; or one graph store.
+        sources: Structure files, as for `equiscreen.pipeline.featurize`; or one graph store or scores dataset.
         model: Name of published weights, ONNX file, checkpoint or run folder; see `campaigns.models`.
         dispersion: Dispersion correction that is added to the model: ``none``, ``d3`` or ``d3-atm``. References other
             than datasets with the same correction then need `relax_references`, and the hull is made of the relaxed
@@ -63,10 +63,10 @@ class RankSettings(BaseModel):
         within: Structures at most this far above the hull (eV/atom) count as near the hull. If the model's error is
             known, references are given and the structures are relaxed, the result includes the probability that a
             structure is near the hull.
-        relax: Whether to relax the structures or to score them without relaxation.
+        relax: Whether to relax the structures; otherwise, they are scored as given.
         relaxation: Settings of the relaxation.
         where: Filter of the selection; see `equiscreen.screening.select`.
-        top: Number of structures to select.
+        top: Largest number of structures to select.
         limit: Read only the first `limit` records; None reads all.
         device: Device on which the model runs.
     """

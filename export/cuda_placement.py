@@ -29,14 +29,14 @@ SMALL_CONSTANT = 100  # elements; kSmallInitializerThreshold in fallback_cpu_cap
 
 @dataclass(frozen=True, slots=True)
 class CudaKernel:
-    """Kernels of one operator in the CUDA provider.
+    """A kernel of the CUDA provider, for some versions of one operator.
 
     Attributes:
         since: First version of the operator.
         until: Last version of the operator; None if the kernel is for version `since` only.
         types: Element types that the kernel supports, by type parameter of the operator's schema.
-        host_inputs: Inputs that the kernel reads from host memory.
-        host_outputs: Outputs that the kernel writes to host memory.
+        host_inputs: Positions of the inputs that the kernel reads from host memory.
+        host_outputs: Positions of the outputs that the kernel writes to host memory.
     """
 
     since: int

@@ -14,7 +14,7 @@ from ..pipeline.graphs.potential import SPREAD
 def join(members: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
     """Join graphs into one that returns the mean of every output, and its standard deviation as ``NAME_std``.
 
-    It is the sample standard deviation, with n - 1 in the denominator.
+    The standard deviation has n - 1 in its denominator.
 
     Args:
         members: At least two graphs with the same inputs and outputs.

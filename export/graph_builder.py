@@ -85,6 +85,9 @@ class Graph:
             name: Name of the input.
             example: Traced tensor.
             axes: Names of the axes of variable size, in order.
+
+        Raises:
+            ExportError: The dtype has no translation to ONNX.
         """
         value, remaining = Value(name, shape_of(example), example.dtype), iter(axes)
         for axis, size in enumerate(value.shape):
@@ -175,7 +178,11 @@ class Graph:
         return first
 
     def full(self, value: Value, traced: Tensor) -> Value:
-        """Expand a value to the full shape of the traced tensor."""
+        """Expand a value to the full shape of the traced tensor.
+
+        Raises:
+            ExportError: As in `size`.
+        """
         shape = shape_of(traced)
         if value.shape == shape:
             return value
@@ -194,7 +201,11 @@ class Graph:
         return self.emit("Cast", [value], value.shape, dtype, to=onnx_type(dtype))
 
     def reshape(self, value: Value, shape: Shape) -> Value:
-        """Reshape a value; only the last of several consecutive reshapes is kept."""
+        """Reshape a value; only the last of several consecutive reshapes is kept.
+
+        Raises:
+            ExportError: As in `size`.
+        """
         if value.constant is not None:
             return self.constant(value.constant.reshape([int(size) for size in shape]))
         source = self.origins.get(value.name, value)

@@ -37,7 +37,7 @@ def lower(network: Network, outputs: Collection[str] | None = None, opset: int =
 
     Args:
         network: A network on the CPU (tracing on another device turns gradients into constants). It is set to
-            evaluation mode.
+            evaluation mode, and its weights no longer require gradients.
         outputs: Names of the network's outputs to keep; None keeps all.
         opset: Version of the ONNX operator set.
 

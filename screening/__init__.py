@@ -1,6 +1,6 @@
 """From candidates to a ranked list: scores, relaxations, convex hulls, selections and reports.
 
-Each step reads and writes a scores dataset (see `dataset`); `multi_fidelity` chains several steps.
+The steps pass on scores datasets (see `dataset`); `multi_fidelity` chains several steps.
 """
 
 from typing import TYPE_CHECKING

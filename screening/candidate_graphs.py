@@ -144,6 +144,10 @@ def sampled_graphs(
 
     Yields:
         The cost of featurizing all records; the graph store; and the expected number of structures in all records.
+
+    Raises:
+        ConfigError: The limit is out of range.
+        SourceError: A source cannot be read or is a server, or none of the sampled structures could be stored.
     """
     whole = estimate_featurization(named, cutoff=cutoff, limit=limit)
     with TemporaryDirectory() as scratch:
@@ -211,6 +215,9 @@ def differences_of(
 
     Returns:
         Each difference, as text; empty if there is none.
+
+    Raises:
+        SourceError: A source cannot be found.
     """
     try:
         store = GraphStore(path)

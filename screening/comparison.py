@@ -235,8 +235,9 @@ def join_energies(
         checked, and the number and the first of the ids that are not among the scores.
 
     Raises:
-        SourceError: The table cannot be read, a column appears twice, no energy is comparable, an id has two energies
-            or belongs to several structures, or a formula differs in composition from the structure.
+        SourceError: The table cannot be read, a column appears twice, an energy is not a number, no energy is
+            comparable, an id has two energies or belongs to several structures, or a formula differs in composition
+            from the structure.
         ConfigError: A column is missing, no id is among the scores, or the scores have no energies.
         StoreError: The scores cannot be read, or changed while they were read.
     """
@@ -397,8 +398,8 @@ def _read_energies(
         left_out: Updated with the number of rows of other functionals, by reason.
 
     Raises:
-        SourceError: The table cannot be read, a column appears twice, no energy is comparable, or an id has two
-            energies.
+        SourceError: The table cannot be read, a column appears twice, an energy is not a number, no energy is
+            comparable, or an id has two energies.
         ConfigError: A column is missing.
     """
     try:

@@ -116,12 +116,14 @@ def distill(
             are too few different crystals, or too few that share their elements.
         ModelFileError: The teacher is unknown or cannot be used, lacks energy, forces or stress, or its cutoff exceeds
             the cutoff of the crystals' graphs.
+        CheckpointError: The teacher is a checkpoint that is damaged or unfinished.
+        UnreachableError: The weights of the teacher cannot be downloaded.
         SourceError: A file does not exist, or holds no structure that can be read.
         StoreError: A store cannot be read or changed during the run.
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: The folder holds a distillation with other settings, something else, or an input.
         EquiscreenError: The training failed; see `equiscreen.model.train`.
-        ExportError: A check of the exported student failed.
+        ExportError: A check of the exported student, or of a teacher that was exported first, failed.
     """
     begin = time.monotonic()
     chosen, named, folder = settings or DistillSettings(), path_names(sources), Path(out)

@@ -35,7 +35,7 @@ class VariantSettings:
         rattle: Largest standard deviation of the displacements of the atoms in a copy, angstrom.
         strain: Largest component of the strain of the cell in a copy.
         frames: Number of frames from a short relaxation of each crystal with the teacher; 0 relaxes none.
-        seed: Random seed of the copies.
+        seed: Random seed of the copies, of the choice of crystals, and of the crystals that are held out.
 
     Raises:
         ConfigError: A value is out of range, or the copies would all be equal.
@@ -153,7 +153,7 @@ def _loaded(path: Path) -> dict[str, Any]:
     try:
         content = load_yaml(path)
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file") from error
+        raise ConfigError(f"{path}: no such file; check the path") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {detail(error)}; give a readable YAML file") from error
     if not isinstance(content or {}, dict):

@@ -43,18 +43,19 @@ def model_file(
         PosixPath('model.onnx')
 
     Args:
-        model: An ONNX file, which is returned unchanged; ``NAME[/FIDELITY][@HASH]`` of published weights, where HASH is
-            the first 8 or more digits of their SHA-256; a checkpoint or run folder of equiscreen; or a SevenNet,
-            Nequix, NequIP, Allegro or MACE weights file. A name takes precedence over a file; ``./NAME`` is always a
-            file.
+        model: An ONNX file, whose path is returned unchecked; ``NAME[/FIDELITY][@HASH]`` of published weights, where
+            HASH is the first 8 or more digits of their SHA-256; a checkpoint or run folder of equiscreen; or a
+            SevenNet, Nequix, NequIP, Allegro or MACE weights file. A name takes precedence over a file; ``./NAME`` is
+            always a file.
         modality: Fidelity of weights that have several, if the name does not give one.
         progress: Show the progress of downloads on standard error.
         note: Called with a message about the next step, if the step may take a minute.
 
     Raises:
-        ModelFileError: The name is unknown, its hash does not match, or a package is missing.
+        ModelFileError: The name, file or fidelity is unknown, the hash does not match, `model` is a URL, or a package
+            is missing.
         UnreachableError: The weights cannot be downloaded.
-        CheckpointError: The checkpoint is damaged or unfinished.
+        CheckpointError: The checkpoint is damaged or unfinished, or the weights cannot be imported.
         ExportError: The exported file failed one of its checks.
         EquiscreenError: The cache folder cannot be written.
     """
@@ -74,7 +75,9 @@ def model_file(
         return _trained(path, note)
     if not path.exists() and suffix != _ONNX:
         is_path = isinstance(model, Path) or suffix in (_CHECKPOINT, *_FOREIGN)
-        raise ModelFileError(f"{path}: no such file or folder" if is_path else unknown_model(str(model)))
+        raise ModelFileError(
+            f"{path}: no such file or folder; check the path" if is_path else unknown_model(str(model))
+        )
     return path
 
 

@@ -52,9 +52,9 @@ _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("formula", pa.string()),
-        pa.field("energy_per_atom", pa.float64(), metadata={"units": "eV"}),
-        pa.field("formation_energy_per_atom", pa.float64(), metadata={"units": "eV"}),
-        pa.field("mp2020_correction_per_atom", pa.float64(), metadata={"units": "eV"}),
+        pa.field("energy_per_atom", pa.float64(), metadata={"units": "eV/atom"}),
+        pa.field("formation_energy_per_atom", pa.float64(), metadata={"units": "eV/atom"}),
+        pa.field("mp2020_correction_per_atom", pa.float64(), metadata={"units": "eV/atom"}),
         ("scheme", pa.string()),
         ("run_type", pa.string()),
         ("source", pa.string()),

@@ -30,6 +30,9 @@ class ChemicalSystems:
     Args:
         systems: Symbols of the elements of each candidate; None to keep all phases.
 
+    Attributes:
+        given: The different systems, sorted; None if all phases are kept.
+
     Raises:
         ConfigError: There are no chemical systems, or an element is unknown.
     """

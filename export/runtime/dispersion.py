@@ -245,6 +245,7 @@ class DispersionCorrected:
 
         Raises:
             UnknownElementError: The potential or the correction does not support an element.
+            ConfigError: The library is missing, or its version differs from the correction's.
         """
         found, added = self.potential.evaluate(block), self.dispersion.evaluate(block)
         properties = dict(found.properties)

@@ -48,12 +48,12 @@ class ModelWorkers:
         Args:
             run: The run in progress.
             models: Path of each model file, by its SHA-256.
-            earlier: What the rows were computed on that this run adds to.
+            earlier: What the existing rows, to which this run adds others, were computed on.
 
         Raises:
             ModelFileError: A file cannot be read, or has changed since the run began.
             DeviceError: A worker does not have the device; or the parts of earlier runs were computed on several kinds
-                of devices, or on another one than the first worker has.
+                of devices.
         """
         options = run.options
         wanted = resource_of(options.device)

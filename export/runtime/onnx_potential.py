@@ -231,6 +231,7 @@ class OnnxPotential:
 
         Raises:
             UnknownElementError: The model does not cover an element.
+            TableSizeError: A structure needs a tensor of more than `MOST_ELEMENTS` elements.
         """
         dtype = np.dtype(self.metadata.dtype)
         return evaluate_in_buckets(block, self, dtype, self.slots, self.run_table)

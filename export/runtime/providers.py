@@ -173,8 +173,8 @@ def _query_gpus(fields: str, gpu: str | None = None) -> list[str]:
 def local_gpus(device: str, scheduler: str | None) -> tuple[str, ...]:
     """Return the GPUs that get a worker each if a run works on this machine.
 
-    They are all that ONNX Runtime can use for ``auto`` and ``cuda``; none for ``cuda:N``, which is one for all workers,
-    and none for a cluster, whose workers have other devices.
+    For ``auto`` and ``cuda``, these are the GPUs that this process may use; none for ``cpu``, for ``cuda:N``, which all
+    workers share, for a cluster, whose workers have devices of their own, or if ONNX Runtime does not support GPUs.
 
     Args:
         device: As in `providers`.

@@ -70,7 +70,7 @@ class Config(Section):
         try:
             content = load_yaml(Path(path))
         except FileNotFoundError as error:
-            raise ConfigError(f"{path}: no such file") from error
+            raise ConfigError(f"{path}: no such file; check the path") from error
         except OSError as error:
             raise ConfigError(f"{path} cannot be read ({error.strerror}); give a readable YAML file") from error
         except ValueError as error:

@@ -252,7 +252,8 @@ class MaceConfig(Architecture):
         channels: Number of channels of every irrep of an atom's features.
         hidden_irreps: Irreps of an atom's features after each interaction, without numbers of channels.
         edge_irreps: Features that senders pass on in all interactions but the first; empty means `hidden_irreps`.
-        edge_irreps_first: Whether senders pass on the scalars of `edge_irreps` in the first interaction, not all.
+        edge_irreps_first: Whether senders pass on only the scalars of `edge_irreps` in the first interaction;
+            otherwise, they pass on all scalars.
         l_max: Highest degree of the spherical harmonics, and of the sum over neighbours.
         correlation: Highest order of the products of the sum over neighbours with itself, for each interaction.
         residual: For each interaction, whether the atom's own features are multiplied by a matrix of its element and

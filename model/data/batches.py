@@ -61,7 +61,7 @@ def element_counts(
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A padded neighbour table with its labels.
+    """A padded neighbour table of N atoms in G structures, with its labels.
 
     Attributes:
         inputs: Inputs of the network, in the order of `INPUT_NAMES`.

@@ -88,7 +88,7 @@ def split_structures(stores: Sequence[GraphStore], usable: Sequence[NDArray[np.b
     """Divide the usable structures into training, validation and test sets.
 
     The result does not depend on the paths of the stores. The fractions of the settings refer to all usable structures
-    of all stores. Where structures must stay together, they are met only approximately:
+    of all stores. How closely they are met depends on `by`:
 
     - ``structure``, ``stratified``: the total number of structures is exact; the number from each group is off by
       less than one for the test set and by less than two for the validation set.
@@ -104,7 +104,7 @@ def split_structures(stores: Sequence[GraphStore], usable: Sequence[NDArray[np.b
         config: Settings of the split.
 
     Returns:
-        Rows of the structures of each set, by store.
+        Masks of the structures of each set, by store.
 
     Raises:
         ConfigError: There are not enough structures or groups for each part, the column does not exist, or a structure

@@ -12,8 +12,7 @@ Conventions that differ from equiscreen's, and how they are converted:
 - 3j symbols come from e3nn 0.4.4, and their signs differ from the installed e3nn: the file holds the symbols of the
   convolutions, and the sign is folded into the radial functions;
 - products are sums over all paths of couplings that the file holds; they are rewritten exactly in equiscreen's basis of
-all
-  distinct products, which also takes care of their signs;
+  all distinct products, which also takes care of their signs;
 - a head is one column of the readouts, with its own reference energies, scale and shift: one is chosen.
 """
 

@@ -184,12 +184,17 @@ def settings_of(module: Record, where: str | Path) -> MaceSettings:
         )
     for name in ("joint_embedding", "embedding_readout", "les", "cueq_config", "oeq_config"):
         if module.get(name) is not None:
-            raise CheckpointError(f"{where}: unsupported architecture: {name} is set")
+            raise CheckpointError(
+                f"{where}: unsupported architecture: {name} is set; docs/pretrained.md lists what can be imported"
+            )
     interactions, products = _numbered(module["interactions"]), _numbered(module["products"])
     first, last = interactions[0], interactions[-1]
     others = {one.name for one in interactions[1:]}
     if len(others) > 1:
-        raise CheckpointError(f"{where}: unsupported architecture: interactions of several kinds: {sorted(others)}")
+        raise CheckpointError(
+            f"{where}: unsupported architecture: interactions of several kinds: {', '.join(sorted(others))}; "
+            "docs/pretrained.md lists what can be imported"
+        )
     values: dict[str, Any] = {
         "model": module.name,
         # Converted through the shortest decimal number, so that 6.1 in float32 does not become 6.0999999.
@@ -268,7 +273,10 @@ def _readouts(module: Record, interactions: int, where: str | Path) -> list[Reco
     lasts = READOUTS if interactions > 1 else ["LinearReadoutBlock"]
     expected = ["LinearReadoutBlock"] * (interactions - 1) + kinds[-1:]
     if kinds not in (expected, expected[-1:]) or kinds[-1] not in lasts:
-        raise CheckpointError(f"{where}: unsupported architecture: readouts {', '.join(kinds)}")
+        raise CheckpointError(
+            f"{where}: unsupported architecture: readouts {', '.join(kinds)}; docs/pretrained.md lists what can be "
+            "imported"
+        )
     return readouts
 
 
@@ -294,7 +302,10 @@ def _path_order(interaction: Record, where: str | Path) -> str:
         return "sorted"
     if created == sorted(created):
         return "created"
-    raise CheckpointError(f"{where}: unsupported architecture: the convolution paths are in an unknown order")
+    raise CheckpointError(
+        f"{where}: unsupported architecture: the convolution paths are in an unknown order; docs/pretrained.md lists "
+        "what can be imported"
+    )
 
 
 def irreps_text(irreps: Any) -> str:

@@ -71,7 +71,9 @@ def read_nequix(path: str | Path) -> NequipNetwork:
             "docs/pretrained.md lists what can be imported"
         )
     if settings["index_weights"]:
-        raise CheckpointError(f"{path}: unsupported architecture: index_weights is true")
+        raise CheckpointError(
+            f"{path}: unsupported architecture: index_weights is true; docs/pretrained.md lists what can be imported"
+        )
     try:
         config = _architecture(settings)
         state = (

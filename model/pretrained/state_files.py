@@ -28,7 +28,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """
     file = Path(path)
     if not file.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(f"{path}: no such file; check the path")
     try:
         if file.suffix == ".safetensors":
             return _safetensors(file)

@@ -196,6 +196,9 @@ def without_isolated_atoms(
     Returns:
         Masks of the other structures, bool[n_structures] for each store, and the energies of isolated atoms (eV) by
         atomic number.
+
+    Raises:
+        ConfigError: The isolated atoms of an element have different energies.
     """
     isolated = isolated_atoms(stores, usable, cutoff)
     atoms = energies_of_isolated_atoms(stores, isolated)

@@ -70,11 +70,11 @@ class Compositions:
         return self._items[number][0]
 
     def counts(self, number: int) -> tuple[int, ...]:
-        """Return the number of atoms of each element of a composition."""
+        """Return the number of atoms of each element in the reduced formula, ordered as in `system`."""
         return self._items[number][1]
 
     def symbols(self, number: int) -> tuple[str, ...]:
-        """Return the symbols of the elements of a composition."""
+        """Return the symbols of the elements of a composition, ordered as in `system`."""
         return tuple(chemical_symbols[element] for element in self.system(number))
 
     def fractions(self, numbers: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
@@ -87,7 +87,7 @@ class Compositions:
         return formula_text(*self._items[number])
 
     def by_system(self, numbers: Iterable[int]) -> dict[System, NDArray[np.int64]]:
-        """Group compositions by chemical system, small systems first; within a system they are sorted."""
+        """Group compositions by chemical system, small systems first; each group is sorted by counts."""
         found: dict[System, list[int]] = {}
         for number in numbers:
             found.setdefault(self._items[number][0], []).append(number)

@@ -17,12 +17,20 @@ F_ELECTRONS = frozenset({*range(57, 72), *range(89, 104)})
 
 @lru_cache(maxsize=1 << 16)
 def elements_of(formula: str) -> frozenset[int]:
-    """Return the atomic numbers of the elements of a formula."""
+    """Return the atomic numbers of the elements of a formula.
+
+    Raises:
+        ConfigError: The text is not a chemical formula.
+    """
     return frozenset(parsed(formula))
 
 
 def chemical_system(formula: str) -> str:
-    """Return the symbols of the elements of a formula in alphabetical order, such as ``Al-Ni-O``."""
+    """Return the symbols of the elements of a formula in alphabetical order, such as ``Al-Ni-O``.
+
+    Raises:
+        ConfigError: The text is not a chemical formula.
+    """
     return "-".join(sorted(chemical_symbols[number] for number in elements_of(formula)))
 
 
@@ -40,10 +48,18 @@ def parse_elements(given: Sequence[str]) -> frozenset[int]:
 
 
 def has_magnetic_element(formula: str) -> bool:
-    """Return whether a formula has an element in `MAGNETIC`."""
+    """Return whether a formula has an element in `MAGNETIC`.
+
+    Raises:
+        ConfigError: The text is not a chemical formula.
+    """
     return bool(elements_of(formula) & MAGNETIC)
 
 
 def has_f_electrons(formula: str) -> bool:
-    """Return whether a formula has a lanthanide or an actinide."""
+    """Return whether a formula has a lanthanide or an actinide.
+
+    Raises:
+        ConfigError: The text is not a chemical formula.
+    """
     return bool(elements_of(formula) & F_ELECTRONS)

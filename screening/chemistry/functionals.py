@@ -162,7 +162,7 @@ def of_vasp(tags: Mapping[str, object]) -> Functional | None:
 
 @lru_cache(maxsize=4096)
 def of_potcar(title: str) -> str:
-    """Return the functional that a POTCAR was made for, from its title or the name of its set; empty if not stated.
+    """Return the functional that a POTCAR was made for: ``GGA`` (PBE), ``LDA`` or ``PW91``; empty if not recognised.
 
     Args:
         title: Title or set, such as ``PAW_PBE Fe_pv 06Sep2000``, ``PBE Fe_pv``, ``PAW Fe 03Mar1998`` or ``PBE_54``.

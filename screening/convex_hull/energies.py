@@ -332,14 +332,14 @@ class VibrationalFreeEnergies:
         return np.where(is_ok, found, np.nan)
 
     def check_references(self, names: Sequence[str], rows: NDArray[np.int64]) -> None:
-        """Check that every reference has a free energy; one without would be missing from the hull.
+        """Refuse references without a free energy, which would be missing from the hull.
 
         Args:
-            names: Ids of these references.
+            names: Ids of the references without a free energy.
             rows: int64[n], their rows in the dataset.
 
         Raises:
-            ConfigError: A reference has no free energy.
+            ConfigError: There are such references.
         """
         if len(rows) == 0:
             return

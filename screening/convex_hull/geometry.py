@@ -197,7 +197,7 @@ class Hulls:
         return self._stable[system]
 
     def _remember(self, system: System, entries: _Entries, facets: _Facets) -> None:
-        """Keep the stable entries with all elements of a system, for the hulls of larger ones; no others are used."""
+        """Keep a system's stable entries with all of its elements, the only ones that hulls of larger systems need."""
         if system not in self:  # most systems of candidates have no entry of their own
             return
         inside = np.zeros(len(entries.numbers), dtype=bool)
@@ -223,7 +223,7 @@ class _Facets:
 
 
 def _facets(entries: _Entries) -> _Facets | None:
-    """Return the facets of the lower hull of entries; None if there are too many, or if qhull fails."""
+    """Return the facets of the lower hull of entries; None if there would be too many, or if none can be found."""
     size = entries.fractions.shape[1]
     if comb(len(entries.numbers), size) <= _FEW_SIMPLICES:
         corners = _all_simplices(len(entries.numbers), size)

@@ -40,7 +40,7 @@ class Products:
         self._amounts.append(points.amounts[taken])
 
     def finish(self) -> None:
-        """Concatenate the pieces, once all are added."""
+        """Concatenate all added products; `of` can be called only afterwards."""
         if self._numbers:
             self._numbers = [np.concatenate(self._numbers)]
             self._amounts = [np.concatenate(self._amounts)]

@@ -95,8 +95,8 @@ def read_entries(path: str, settings: ReadSettings, found: Gathered) -> dict[str
         Summary of the file.
 
     Raises:
-        SourceError: The file cannot be read; or every entry needs a structure, but one has none, or one that cannot
-            be read.
+        SourceError: The file cannot be read or has no entries; or every entry needs a structure, but one has none, or
+            one that cannot be read.
         ConfigError: The candidates follow a scheme of their own, and the entries follow more than one functional; or
             pymatgen is needed and not installed.
     """
@@ -459,7 +459,8 @@ def entry_records(path: str) -> Iterator[object]:
         text = stream.read(MAX_JSON_BYTES + 1)
     if len(text) > MAX_JSON_BYTES:
         raise SourceError(
-            f"{path}: the file holds more than {MAX_JSON_BYTES >> 30} GiB of JSON; write the energies to a table (CSV)"
+            f"{path}: the file holds more than {MAX_JSON_BYTES >> 30} GiB of JSON; write the entries as a list, or the "
+            "energies to a table (CSV)"
         )
     try:
         content = parse_json(text)

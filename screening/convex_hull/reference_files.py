@@ -70,10 +70,11 @@ def read_references(
         temperature: Temperature of their free energies, K; None for energies.
 
     Raises:
-        ConfigError: An energy scheme is unknown or incompatible, or a file has no usable entry; a dataset holds
-            unrelaxed structures, the candidates are relaxed, and `allow_unrelaxed` is not set; `own_energies` is set,
-            and the references are not a dataset computed with the candidates' model; only the energies of the
-            candidates include dispersion; or a dataset lacks free energies that are needed.
+        ConfigError: An energy scheme is unknown or incompatible; a table lacks columns, or a file has no usable entry;
+            a dataset holds unrelaxed structures, the candidates are relaxed, and `allow_unrelaxed` is not set;
+            `own_energies` is set, and the references are not a dataset computed with the candidates' model; only the
+            energies of the candidates include dispersion; a dataset lacks free energies that are needed; or an extra
+            is not installed.
         SourceError: A file cannot be read, or has no structures although they are needed.
         StoreError: A dataset cannot be read, or has no energies.
     """

@@ -132,7 +132,7 @@ class Phase:
     Attributes:
         composition: Number of the composition.
         energy: Energy as given (eV/atom): the total energy, or the formation energy.
-        name: Id of the reference.
+        name: Id of the reference; empty if the file gives none.
         scheme: Energy scheme that the energy follows.
         functional: Functional or run type, if stated; otherwise empty.
         correction: MP2020 correction that the energy still needs (eV/atom).

@@ -85,7 +85,7 @@ class ScoresReader:
 
     @property
     def energy_status(self) -> str:
-        """Column with the status that energies depend on; in datasets of properties, the status of the relaxation."""
+        """Name of the status column for energies; in datasets of properties, the status of the relaxation."""
         return RELAXATION_STATUS if RELAXATION_STATUS in self.specs else "status"
 
     def is_ranked(self, statuses: NDArray[Any]) -> NDArray[np.bool_]:
@@ -120,7 +120,11 @@ class ScoresReader:
             yield start, min(start + ROWS_AT_ONCE, len(self))
 
     def rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Return scattered rows of an array, in the order of `rows`."""
+        """Return scattered rows of an array, in the order of `rows`.
+
+        Raises:
+            StoreError: The array is damaged or cannot be reached.
+        """
         size = self._arrays[name].chunks[0]
         return picked(lambda start, stop: self.column(name, start, stop), rows, size, len(self))
 

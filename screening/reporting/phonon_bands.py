@@ -31,7 +31,7 @@ class PhononBands:
 
     Attributes:
         distance: Distance along the path: float64[n], 1/angstrom.
-        labels: Name of each wave vector that ends a segment; empty for all others.
+        labels: Name of each wave vector at an end of a segment; empty for all others.
         frequency: float64[n, n_bands], THz; negative for imaginary modes.
     """
 

@@ -71,7 +71,7 @@ def report(
         scores: Path or URL of the dataset, or path of a folder of results that holds it. Without a hull, candidates are
             ranked by formation energy; without formation energies, by energy per atom if all have the same composition;
             otherwise they are not ranked.
-        out: HTML file to write; by default ``S.report.html`` for ``S.zarr``.
+        out: HTML file to write; by default ``S.report.html`` for ``S.zarr``, in the current folder if that is a URL.
         title: Title of the page.
         top: Largest number of candidates in the table.
         by: Column to rank by, lowest first; by default the energy above hull or, without a hull, the formation energy.
@@ -90,7 +90,8 @@ def report(
         ConfigError: The dataset has no such column; the selection was made from another dataset; a picture cannot be
             used; or scipy, which diagrams of ternary hulls need, or matplotlib, which charts as files need, is not
             installed.
-        StoreError: The dataset or the selection cannot be read, or changed while it was read.
+        StoreError: The dataset or the selection cannot be read, or changed while it was read; or the dataset has no
+            energies.
         OutputExistsError: A file exists, or cannot be written.
     """
     scores = dataset_in(scores)

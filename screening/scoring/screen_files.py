@@ -93,7 +93,7 @@ def screen_files(
             store; other cases as for `equiscreen.screening.screen`.
         SourceError: A file does not exist, or none of the structures could be stored.
         StoreError: A store cannot be read, or none of the structures could be scored.
-        ModelFileError: A model cannot be used.
+        ModelFileError: A model cannot be used, or the models are incompatible.
         DeviceError: The device does not exist here, or on a worker.
         OutputExistsError: The scores exist, the graph store beside them cannot be reused, or another run is writing
             either of them.
@@ -139,10 +139,11 @@ def estimate(
         The estimates of the steps that are needed.
 
     Raises:
-        ConfigError: A setting is invalid, or the models do not fit together.
-        SourceError: A source is missing, or is not a known kind of file.
+        ConfigError: As for `screen_files`.
+        SourceError: As for `screen_files`; or a source is a server, whose number of structures is unknown before the
+            download.
         StoreError: A store cannot be read.
-        ModelFileError: A model file is missing or damaged, or was not exported by equiscreen.
+        ModelFileError: As for `screen_files`.
     """
     named = path_names(sources)
     store = graph_store_of(named)

@@ -43,7 +43,7 @@ class SelectionCriteria:
         per_system: Maximum number of rows per chemical system.
         per_prototype: Maximum number of rows per prototype.
         uncertainty_weight: Number of standard deviations by which a value is made worse before it is ranked.
-        known: Path of a graph store of known crystals.
+        known: Path or URL of a graph store of known crystals; None without one.
 
     Raises:
         ConfigError: `top`, `per_system` or `per_prototype` is below 1.

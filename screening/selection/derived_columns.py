@@ -99,6 +99,9 @@ class DerivedColumns:
         Args:
             names: Names of columns, derived or of the scores.
             rows: int64[n], rows of the scores.
+
+        Raises:
+            StoreError: The scores, their graph store or the known crystals cannot be read.
         """
         own = [name for name in names if name in self.specs]
         out = {name: self._scores.rows(name, rows) for name in names if name not in self.specs}

@@ -26,7 +26,7 @@ class KnownCrystals:
     """A graph store of known crystals.
 
     Args:
-        path: Path of the store.
+        path: Path or URL of the store.
 
     Attributes:
         store: The opened store.
@@ -72,6 +72,9 @@ class KnownCrystals:
 
         Returns:
             Index into `NOVELTY`, and the id of the matching known crystal or an empty string.
+
+        Raises:
+            StoreError: The store is damaged.
         """
         rows = self._of_composition(structure)
         if not rows:

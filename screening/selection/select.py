@@ -103,8 +103,8 @@ def select(
     Raises:
         ConfigError: The filter, a column, an element, a number or a format is invalid; too many structures are selected
             for one file each; or a required package is not installed.
-        StoreError: The scores or the graph store cannot be read or changed during the selection, or no structure was
-            selected.
+        StoreError: The scores, their graph store or the known crystals cannot be read, or changed during the selection;
+            or no structure was selected.
         OutputExistsError: The output exists, or another run is writing it.
     """
     begin = time.monotonic()

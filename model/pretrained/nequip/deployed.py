@@ -89,7 +89,10 @@ def _unwrapped(module: Record, path: str | Path) -> tuple[Record, float]:
     while module.name != "SequentialGraphNetwork":
         if module.name == "RescaleOutput":
             if module["shift_by"].numel() and float(module["shift_by"]):
-                raise CheckpointError(f"{path}: unsupported architecture: global_rescale_shift is not zero")
+                raise CheckpointError(
+                    f"{path}: unsupported architecture: global_rescale_shift is not zero; docs/pretrained.md lists "
+                    "what can be imported"
+                )
             scale *= float(module["scale_by"]) if module["scale_by"].numel() else 1.0
         elif module.name not in WRAPPERS:
             raise CheckpointError(

@@ -171,6 +171,9 @@ class NequipFile:
             activation: Activation of the perceptron; None and "None" are linear.
             forward: Whether the weights of a checkpoint are normalised by the widths of their inputs, rather than of
                 their outputs; a package holds the factors.
+
+        Raises:
+            KeyError: The file has no such perceptron.
         """
         pattern = re.escape(name) + r"\.mlp\.(?:weights\.)?(\d+)(?:\.weight)?"
         found = {

@@ -165,6 +165,8 @@ def test_a_table_of_entries_gives_the_hull_of_the_entries(
         name: energy / len(structure) for name, structure, energy in WITHIN
     }
     assert {row["scheme"] for row in rows.values()} == {"mp-uncorrected"}
+    energies = [field for field in pq.read_schema(out) if field.name.endswith("per_atom")]
+    assert {field.metadata[b"units"] for field in energies} == {b"eV/atom"}
     assert_same(hull(candidates, out, tmp_path / "h.zarr"), expected)
     assert names(tmp_path) == ["h.zarr", "refs.parquet"]
     # A table of references is a source of references, too.
