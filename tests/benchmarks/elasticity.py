@@ -133,7 +133,7 @@ def print_errors(preset: str, parts: Sequence[Mapping[str, Any]], entries: Mappi
     errors = mine[sound] - dft[sound]
     stable = np.array([row["stable"] for row in rows.values()])[known].mean()
     print(
-        f"  against DFT, {sound.sum()} crystals ({(known & ~sound).sum()} out of range): "
+        f"  against DFT, {sound.sum():,} crystals ({(known & ~sound).sum()} out of range): "
         + ", ".join(
             f"MAE of {name} {np.abs(values).mean():.1f} GPa (mean difference {values.mean():+.1f}, median absolute "
             f"{np.median(np.abs(values)):.1f})"
