@@ -53,7 +53,7 @@ def translate(
         elif node.op == "output":
             (found,) = node.args
             outputs = [graph.full(values[x], x.meta["val"]) for x in found]
-        elif node in splits:
+        elif node in splits and not _is_known(values[splits[node][0]], splits[node][0]):
             source, axis, sizes, place = splits[node]
             values[node] = graph.split(graph.full(values[source], source.meta["val"]), axis, sizes)[place]
         elif isinstance(node.meta["val"], Tensor | list | tuple):
@@ -71,7 +71,8 @@ def _call(graph: Graph, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         arguments = fx.node.map_arg((node.args, node.kwargs), lambda x: values[x].constant if x in values else x)
         if not any(isinstance(x, fx.Node) for x in pytree.tree_leaves(arguments)):
             found = node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
-            return pytree.tree_map(graph.constant, found)
+            # Contiguous, so that views of a constant that was traced as a copy are possible.
+            return pytree.tree_map(lambda x: graph.constant(x.contiguous()), found)
     return HANDLERS[node.target](graph, node, *(_argument(x, values) for x in node.args))
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from ase.data import chemical_symbols
@@ -64,12 +65,6 @@ class AllegroNetwork(Network):
         self.widths = [config.scalars, config.channels * degrees, config.channels * degrees]
         hidden = config.embedding_hidden
         self.perceptron = EdgePerceptron([config.embedding, *hidden, sum(self.widths)], config.embedding_activation)
-        # The weights of the first features are sorted by degree and then channel: sums over degrees are then sums of
-        # long rows. Checkpoints have them by channel and then degree.
-        places = torch.arange(sum(self.widths))
-        initial = places[-self.widths[2] :].view(config.channels, degrees).transpose(0, 1)
-        self.order: Tensor
-        self.register_buffer("order", torch.cat([places[: -self.widths[2]], initial.flatten()]), persistent=False)
         self.harmonics = SphericalHarmonics(config.l_max)
         self.interactions = nn.ModuleList(AllegroInteraction(config, layer) for layer in range(len(config.edge_irreps)))
         widths = [config.scalars * (len(self.interactions) + 1), *config.readout_hidden, 1]
@@ -116,23 +111,27 @@ class AllegroNetwork(Network):
         if self.config.pair_cutoffs:
             relative = distance * self.inverse_cutoffs.view(-1)[pair].view(-1, 1)
         harmonics = self.harmonics(flat / distance).view(n, k, -1)
-        embedded = self.perceptron(self.embedding(relative, species, table.neighbors), self.order)
-        first, weights, initial = torch.split(embedded, self.widths, dim=1)
-        scalars: list[Tensor] = [first]
+        hidden = self.perceptron.hidden([EdgeScalars(self.embedding(relative, species, table.neighbors))])
+        first, sums, initial = torch.split(self.perceptron.last, self.widths, dim=1)
+        # By degree and then channel, so that sums over degrees are sums of long rows.
+        initial = initial.reshape(len(initial), self.config.channels, -1).transpose(1, 2).reshape(len(initial), -1)
+        initial = hidden @ initial
+        scalars = [EdgeScalars.mapped(hidden, first)]
         matrices: list[Tensor] = []
         for layer in range(len(self.interactions)):
             interaction = self.interaction(layer)
-            total = self._total(weights, harmonics, species)
+            total = self._total(hidden, sums, harmonics, species)
             vectors = interaction.matrices(total, scalar=True)
             for matrix in reversed(matrices):
                 vectors = torch.bmm(matrix, vectors)
             invariant = self._invariant(initial, harmonics, vectors.view(n, self.config.channels, -1))
-            more, *rest = interaction([*scalars, invariant])
-            scalars.append(more)
+            hidden = interaction.perceptron.hidden([*scalars, EdgeScalars(invariant)])
+            more, *rest = torch.split(interaction.perceptron.last, interaction.widths, dim=1)
+            scalars.append(EdgeScalars.mapped(hidden, more))
             if rest:
                 matrices.append(interaction.matrices(total))
-                (weights,) = rest
-        energies = self.readout(torch.cat(scalars, dim=1)).view(n, k).sum(1)
+                (sums,) = rest
+        energies = (self.readout.hidden(scalars) @ self.readout.last).view(n, k).sum(1)
         if self.sum_scales is not None:
             energies = energies * self.sum_scales[species]
         out = [{SCALAR: energies.view(-1, 1, 1)}]
@@ -160,21 +159,58 @@ class AllegroNetwork(Network):
         products = torch.bmm(harmonics, by_degree.reshape(n, components, -1)).view_as(weights) * weights
         return products.view(weights.shape[0], -1, channels).sum(1)
 
-    def _total(self, weights: Tensor, harmonics: Tensor, species: Tensor) -> Tensor:
+    def _total(self, hidden: Tensor, sums: Tensor, harmonics: Tensor, species: Tensor) -> Tensor:
         """Sum the weighted spherical harmonics over the edges of each atom: float[N, C, (l_max + 1)^2].
 
+        The weights are a linear map of the hidden layer of a perceptron, so this map is applied after the sum: once for
+        each atom instead of each edge.
+
         Args:
-            weights: float[N * K, C * degrees].
+            hidden: float[N * K, hidden], last hidden layer of a perceptron.
+            sums: float[hidden, C * degrees], maps it to the weights.
             harmonics: float[N, K, (l_max + 1)^2].
             species: int64[N], index of each atom's element.
         """
-        n, k, components = harmonics.shape
-        # Each weight is multiplied by harmonics of all degrees; `spread` keeps only the products of equal degrees.
-        products = torch.bmm(weights.view(n, k, -1).transpose(1, 2), harmonics)
-        total = (products.view(n, self.config.channels, -1, components) * self.spread).sum(2)
+        n, k, _ = harmonics.shape
+        width = sums.shape[0]
+        products = torch.bmm(hidden.view(n, k, width).transpose(1, 2), harmonics)
+        # A matrix for each component, float[(l_max + 1)^2, hidden, C].
+        by_component = (sums.reshape(width * self.config.channels, -1) @ self.spread).view(
+            width, -1, len(self.spread.t())
+        )
+        # Contiguous: the gradient of a product with a transposed matrix would be one whose bits depend on threads.
+        total = torch.bmm(products.permute(2, 0, 1), by_component.permute(2, 0, 1)).permute(1, 2, 0).contiguous()
         if self.sum_scales is not None:
             total = total * self.sum_scales[species].view(-1, 1, 1)
         return total
+
+
+class EdgeScalars(NamedTuple):
+    """Scalars of edges, or scalars and a linear map that is yet to be applied to them.
+
+    Attributes:
+        values: float[N * K, width].
+        map: float[width, scalars], or None for the scalars themselves.
+    """
+
+    values: Tensor
+    map: Tensor | None = None
+
+    @classmethod
+    def mapped(cls, values: Tensor, matrix: Tensor) -> EdgeScalars:
+        """Scalars that are a linear map of values.
+
+        Perceptrons fold the map into their first weights, which saves a product over edges; a map to fewer numbers is
+        applied at once instead, since the perceptrons would then read more.
+        """
+        return cls(values, matrix) if matrix.shape[0] <= matrix.shape[1] else cls(values @ matrix)
+
+    def folded(self, weights: Tensor) -> Tensor:
+        """Return weights, float[scalars, outputs], as weights of the values: float[width, outputs]."""
+        if self.map is None:
+            return weights
+        # In float64: rounding errors of weights are the same for all edges, and add up in the energy.
+        return (self.map.double() @ weights.double()).to(weights.dtype)
 
 
 class BesselEmbedding(nn.Module):
@@ -255,22 +291,31 @@ class EdgePerceptron(nn.Module):
         self.weights = nn.ParameterList(torch.randn(a, b) / math.sqrt(a) for a, b in itertools.pairwise(widths))
         self.activation = ACTIVATIONS[activation]
 
-    def forward(self, x: Tensor, order: Tensor | None = None) -> Tensor:
-        """Map float[E, widths[0]] to float[E, widths[-1]].
+    @property
+    def last(self) -> Tensor:
+        """The map from the last hidden layer to the result: float[hidden, widths[-1]]."""
+        last: Tensor = self.weights[-1]
+        return last
+
+    def hidden(self, inputs: Sequence[EdgeScalars]) -> Tensor:
+        """Compute the last hidden layer, or without hidden layers the input: float[E, hidden].
 
         Args:
-            x: Scalars of the edges; zero beyond the cutoff, and so is the result.
-            order: int64[widths[-1]], order of the columns of the result; by default, the order of the weights.
+            inputs: Scalars of the edges, widths[0] in total; zero beyond the cutoff, and so is the result.
         """
-        last: Tensor
-        *hidden, last = self.weights
-        for weight in hidden:
+        if len(self.weights) == 1:
+            return torch.cat([x if matrix is None else x @ matrix for x, matrix in inputs], dim=1)
+        sizes = [x.shape[1] if matrix is None else matrix.shape[1] for x, matrix in inputs]
+        blocks = torch.split(self.weights[0], sizes)
+        maps = [x.folded(block) for x, block in zip(inputs, blocks, strict=True)]
+        x = self.activation(torch.cat([x.values for x in inputs], dim=1) @ torch.cat(maps))
+        for weight in [*self.weights][1:-1]:
             x = self.activation(x @ weight)
-        return x @ (last if order is None else last.index_select(1, order))
+        return x
 
 
 class AllegroInteraction(nn.Module):
-    """One layer: products of an edge's features with the sum over the receiver's edges, and new scalars.
+    """One layer: the weights of products with the sum over the receiver's edges, and of the perceptron of new scalars.
 
     Args:
         config: Configuration of the network.
@@ -327,20 +372,6 @@ class AllegroInteraction(nn.Module):
         else:
             matrices = torch.bmm(total.transpose(0, 1), couplings.reshape(channels, right, -1)).transpose(0, 1)
         return matrices.reshape(n * channels, left, out)
-
-    def forward(self, scalars: Sequence[Tensor]) -> list[Tensor]:
-        """Compute more scalars of all edges.
-
-        Args:
-            scalars: float[N * K, width] each, scalars of all edges from all previous layers, and those among the
-                features of this layer.
-
-        Returns:
-            More scalars of all edges, float[N * K, scalars], followed by the weights of the next sum over edges,
-            float[N * K, C * degrees], except after the last layer.
-        """
-        made = self.perceptron(torch.cat([*scalars], dim=1))
-        return [made] if len(self.widths) == 1 else list(torch.split(made, self.widths, dim=1))
 
 
 def edge_paths(left: Sequence[Irrep], right: Sequence[Irrep], out: Sequence[Irrep]) -> list[Path]:
